@@ -1,0 +1,1 @@
+"""Answer questions over documents far longer than any context window."""
