@@ -1,0 +1,66 @@
+# What `make ask` asks. Override on the command line:
+#   make ask QUESTION="Who signed the lease?" FILE=lease.pdf MODEL=http://127.0.0.1:8080
+QUESTION := To how many cents an hour should the minimum wage be raised immediately?
+FILE := examples/data/state-of-the-union-1946.txt
+MODEL := embedded
+
+PYTHON ?= python3
+VENV := .venv
+
+# Taken literally, so that a "$" in a question reaches the program and no shell sees a quote in it.
+override QUESTION := $(value QUESTION)
+override FILE := $(value FILE)
+override MODEL := $(value MODEL)
+export QUESTION FILE MODEL
+
+PIP_INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
+
+.PHONY: help ask test lint types format bench clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+ask: $(VENV)/.installed ## Ask the example document a question (QUESTION=... FILE=... MODEL=...)
+	@$(VENV)/bin/qwenlong-graph ask "$$QUESTION" "$$FILE" --model "$$MODEL"
+
+test: lint types ## Run the linter, the type checker and all tests
+	@$(VENV)/bin/pytest
+
+lint: $(VENV)/.installed-dev ## Check style and format
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.installed-dev ## Check types
+	@$(VENV)/bin/mypy
+
+format: $(VENV)/.installed-dev ## Mend style and format where that is safe
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.installed-dev ## Measure the false alarms among "unsupported" claims
+	@$(VENV)/bin/python benchmarks/unsupported.py
+
+clean: ## Remove .venv, caches and build outputs
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: a second run installs again only when pyproject.toml has changed.
+$(VENV)/.installed: pyproject.toml | $(VENV)/.created
+	@echo "Installing qwenlong-graph into $(VENV); the first time this takes a few minutes."
+	@$(PIP_INSTALL) --editable '.[embedded]'
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
+	@echo "Installing qwenlong-graph and its tests into $(VENV); the first time this takes a few minutes."
+	@$(PIP_INSTALL) --editable '.[embedded,dev]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.created:
+	@command -v "$(PYTHON)" >/dev/null || { \
+		echo "$(PYTHON) was not found. Install Python 3.11 or newer, or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1), and 3.11 or newer is needed. Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) lacks the venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@"$(PYTHON)" -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,1 @@
+"""Documents as files, as stored text, and as chunks. Import from the module that owns the thing."""

@@ -1,0 +1,1 @@
+"""The memory agent as a LangGraph state machine."""

@@ -1,0 +1,248 @@
+"""The whole machine on one screen, and the ways to run it.
+
+    START -> decompose -> read_chunk -> update_memory -> read_chunk ... -> finalize -> END
+             decompose -> finalize                              strategy "full": it fits, one pass
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.graph import END, START, StateGraph
+from langgraph.graph.state import CompiledStateGraph
+from langgraph.types import RetryPolicy
+
+from qwenlong_graph.documents.loading import ingest
+from qwenlong_graph.documents.store import DocumentStore, default_data_dir
+from qwenlong_graph.errors import CheckpointerKindError
+from qwenlong_graph.graph.forms import answer_form
+from qwenlong_graph.graph.nodes import ReadingNodes
+from qwenlong_graph.graph.state import MemoryInput, MemoryOutput, MemoryState
+from qwenlong_graph.models.calls import is_retryable
+from qwenlong_graph.models.connect import ConnectedModel, connect
+from qwenlong_graph.reading.budget import ReadingSettings
+
+if TYPE_CHECKING:
+    from langchain_core.language_models import BaseChatModel
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+    from pydantic import BaseModel
+
+__all__ = [
+    "DEFAULT_RETRY_POLICY",
+    "MemoryAgent",
+    "MemoryGraph",
+    "aread",
+    "build_memory_graph",
+    "create_memory_agent",
+    "read",
+]
+
+DEFAULT_RETRY_POLICY = RetryPolicy(
+    initial_interval=1.0, backoff_factor=2.0, max_interval=60.0, max_attempts=6, retry_on=is_retryable
+)
+"""A server that is away or overloaded is asked again for about a minute; nothing else is."""
+
+# The loop ends by itself, since each step moves the cursor forward; a host's limit of 25 counts
+# turns of an agent and would cut a document off. langchain-core writes 25 into every config.
+_RECURSION_LIMIT = 1_000_000_000
+
+
+class MemoryGraph(StateGraph[MemoryState, None, MemoryInput, MemoryOutput]):
+    """The uncompiled graph. `compile` gives a `MemoryAgent`, whoever calls it."""
+
+    nodes_of: ReadingNodes
+
+    def compile(self, *args: Any, **kwargs: Any) -> MemoryAgent:
+        """StateGraph.compile; the result stores documents before LangGraph checkpoints them."""
+        compiled = super().compile(*args, **kwargs)
+        # LangGraph names the class it compiles to; its own `copy` keeps the class it finds.
+        compiled.__class__ = MemoryAgent
+        return cast("MemoryAgent", compiled)
+
+
+class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutput]):
+    """The compiled graph. All of `invoke`, `ainvoke`, `stream`, `astream`, `batch` come through
+    `stream` and `astream`, where documents become references and the recursion limit is raised.
+    """
+
+    def stream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
+        """Pregel.stream."""
+        self._require_checkpointer(config, is_async=False)
+        return super().stream(self._by_reference(input), _unlimited(config), **kwargs)
+
+    async def astream(
+        self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
+    ) -> AsyncIterator[Any]:
+        """Pregel.astream."""
+        self._require_checkpointer(config, is_async=True)
+        stored = await asyncio.to_thread(self._by_reference, input)
+        async for event in super().astream(stored, _unlimited(config), **kwargs):
+            yield event
+
+    def _by_reference(self, given: Any) -> Any:
+        if not isinstance(given, Mapping) or given.get("documents") is None:
+            return given
+        documents = given["documents"]
+        if (
+            isinstance(documents, Sequence)
+            and len(documents) == 1
+            and isinstance(documents[0], Mapping)
+            and "collection_id" in documents[0]
+        ):
+            return given
+        store = cast("MemoryGraph", self.builder).nodes_of.store
+        return {**given, "documents": [ingest(documents, store)]}
+
+    def _require_checkpointer(
+        self, config: RunnableConfig | None, *, is_async: bool
+    ) -> None:
+        """Says at once what would otherwise fail after the first model call, unnamed."""
+        saver = self.checkpointer
+        if saver is None or isinstance(saver, bool):
+            return
+        name = type(saver).__name__
+        if is_async and name == "SqliteSaver":
+            raise CheckpointerKindError(
+                "SqliteSaver serves invoke, stream and batch only. For ainvoke, astream and "
+                "abatch compile with AsyncSqliteSaver (langgraph.checkpoint.sqlite.aio)."
+            )
+        if not is_async and name.startswith("Async"):
+            raise CheckpointerKindError(
+                f"{name} serves ainvoke, astream and abatch only. For invoke, stream and batch "
+                f"compile with {name.removeprefix('Async')}."
+            )
+
+
+def build_memory_graph(
+    model: str | BaseChatModel | ConnectedModel,
+    *,
+    settings: ReadingSettings | None = None,
+    document_dir: Path | str | None = None,
+    response_format: type[BaseModel] | dict[str, Any] | None = None,
+    window: int | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
+) -> MemoryGraph:
+    """The memory agent as an uncompiled graph, to compile with a checkpointer of your own.
+
+    `model` is a connected model, what `connect` takes, or a LangChain chat model (with `window`
+    in tokens and `count_tokens`). Texts are stored under `document_dir` (default: the user's data
+    directory). `response_format` asks for an answer in that form: `structured_response`.
+
+    Raises:
+        SetupError: the model cannot be connected, or a setting cannot be used.
+    """
+    connected = connect(model, window=window, count_tokens=count_tokens)
+    nodes = ReadingNodes(
+        connected,
+        settings=(settings or ReadingSettings()).over(connected.defaults),
+        store=DocumentStore(
+            Path(document_dir) if document_dir else default_data_dir() / "documents"
+        ),
+        form=answer_form(response_format),
+    )
+    graph = MemoryGraph(MemoryState, input_schema=MemoryInput, output_schema=MemoryOutput)
+    graph.nodes_of = nodes
+    graph.add_node("decompose", nodes.decompose_node(), retry_policy=retry_policy)
+    graph.add_node("read_chunk", nodes.read_chunk_node(), retry_policy=retry_policy)
+    graph.add_node("update_memory", nodes.update_memory_node(), retry_policy=retry_policy)
+    graph.add_node("finalize", nodes.finalize_node(), retry_policy=retry_policy)
+    graph.add_edge(START, "decompose")
+    graph.add_conditional_edges("decompose", nodes.after_decompose, ["read_chunk", "finalize"])
+    graph.add_edge("read_chunk", "update_memory")
+    graph.add_conditional_edges("update_memory", nodes.after_update, ["read_chunk", "finalize"])
+    graph.add_edge("finalize", END)
+    return graph
+
+
+def create_memory_agent(
+    model: str | BaseChatModel | ConnectedModel,
+    *,
+    settings: ReadingSettings | None = None,
+    checkpointer: BaseCheckpointSaver[Any] | bool | None = None,
+    document_dir: Path | str | None = None,
+    response_format: type[BaseModel] | dict[str, Any] | None = None,
+    window: int | None = None,
+    count_tokens: Callable[[str], int] | None = None,
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
+    name: str = "memory_agent",
+) -> MemoryAgent:
+    """The memory agent, compiled: `invoke({"question": ..., "documents": [...]})`.
+
+    The arguments are those of `build_memory_graph`; `checkpointer` keeps each step, so that a
+    reading survives a crash: with `durability="sync"` a kill repeats at most the open model call.
+    """
+    graph = build_memory_graph(
+        model,
+        settings=settings,
+        document_dir=document_dir,
+        response_format=response_format,
+        window=window,
+        count_tokens=count_tokens,
+        retry_policy=retry_policy,
+    )
+    return graph.compile(checkpointer=checkpointer, name=name)
+
+
+def read(
+    question: str,
+    documents: Sequence[Any] | Any,
+    *,
+    model: str | BaseChatModel | ConnectedModel = "embedded",
+    instructions: str = "",
+    **options: Any,
+) -> dict[str, Any]:
+    """One question over some documents, start to end: the one-shot form of the agent.
+
+    `options` are those of `create_memory_agent`. What `connect` starts for this call is closed.
+    """
+    connected, agent = _agent_for(model, options)
+    try:
+        output: dict[str, Any] = agent.invoke(_input(question, documents, instructions))
+        return output
+    finally:
+        if connected is not model:
+            connected.close()
+
+
+async def aread(
+    question: str,
+    documents: Sequence[Any] | Any,
+    *,
+    model: str | BaseChatModel | ConnectedModel = "embedded",
+    instructions: str = "",
+    **options: Any,
+) -> dict[str, Any]:
+    """`read` for async callers."""
+    connected, agent = await asyncio.to_thread(_agent_for, model, options)
+    try:
+        output: dict[str, Any] = await agent.ainvoke(_input(question, documents, instructions))
+        return output
+    finally:
+        if connected is not model:
+            await asyncio.to_thread(connected.close)
+
+
+def _agent_for(
+    model: str | BaseChatModel | ConnectedModel, options: dict[str, Any]
+) -> tuple[ConnectedModel, MemoryAgent]:
+    connection = {key: options.pop(key) for key in ("window", "count_tokens") if key in options}
+    connected = connect(model, **connection)
+    return connected, create_memory_agent(connected, **options)
+
+
+def _input(question: str, documents: Any, instructions: str) -> MemoryInput:
+    given = MemoryInput(question=question, documents=documents)
+    if instructions:
+        given["instructions"] = instructions
+    return given
+
+
+def _unlimited(config: RunnableConfig | None) -> RunnableConfig:
+    return {**(config or {}), "recursion_limit": _RECURSION_LIMIT}

@@ -1,0 +1,560 @@
+"""The four nodes. Each body is written once, as steps that yield requests to the model; the sync
+and the async form differ only in who drives them.
+
+A node that fails leaves the state as it was: nothing is returned before all of it is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.runtime import get_runtime
+
+from qwenlong_graph.documents.chunking import next_span
+from qwenlong_graph.documents.loading import ingest
+from qwenlong_graph.documents.store import DocumentStore, StoredText
+from qwenlong_graph.documents.tokens import chars_per_token
+from qwenlong_graph.errors import (
+    DocumentTooLargeError,
+    MalformedReplyError,
+    QuestionError,
+    RunError,
+)
+from qwenlong_graph.graph.forms import AnswerForm
+from qwenlong_graph.graph.state import MemoryState
+from qwenlong_graph.models.calls import aask, ask
+from qwenlong_graph.models.connect import ConnectedModel
+from qwenlong_graph.reading.answers import check_answer, find_support
+from qwenlong_graph.reading.budget import Budget, ReadingSettings, derive_budget
+from qwenlong_graph.reading.evidence import SourceText
+from qwenlong_graph.reading.loop import (
+    Reply,
+    Request,
+    Steps,
+    advance,
+    answer_steps,
+    call_seed,
+    decompose_steps,
+    drive,
+    full_steps,
+    start_state,
+    update_steps,
+)
+from qwenlong_graph.reading.prompts import full_prompt, rewrite_prompt
+from qwenlong_graph.reading.protocols import (
+    Chunk,
+    ReadingState,
+    ReadingTask,
+    protocol_named,
+)
+from qwenlong_graph.reading.replies import BadReply
+from qwenlong_graph.types import (
+    CollectionReference,
+    Cursor,
+    DocumentReference,
+    Evidence,
+    SourceCitation,
+    Span,
+    Usage,
+)
+
+__all__ = ["ReadingNodes"]
+
+Emit = Callable[[dict[str, Any]], None]
+Body = Callable[[MemoryState, Emit], Steps[dict[str, Any]]]
+
+_UNREAD_LISTED = 100
+
+
+class ReadingNodes:
+    """The nodes of one agent: its model, its settings, its store. Holds no run's state."""
+
+    def __init__(
+        self,
+        model: ConnectedModel,
+        *,
+        settings: ReadingSettings,
+        store: DocumentStore,
+        form: AnswerForm | None = None,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.store = store
+        self.form = form
+        self.protocol = protocol_named(settings.protocol)
+        self._frame_tokens: int | None = None
+        self._collections: dict[str, list[DocumentReference]] = {}
+        self._lock = threading.Lock()
+
+    # The nodes, as LangGraph takes them.
+
+    def decompose_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+        """START -> core question, instructions, references, the place where reading starts."""
+        return self._node(self._decompose)
+
+    def read_chunk_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+        """cursor -> span: which stretch is read next. References only, no text."""
+        return self._node(self._read_chunk)
+
+    def update_memory_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+        """span -> memory, plan, evidence, and the cursor moved on, in one commit."""
+        return self._node(self._update_memory)
+
+    def finalize_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+        """memory -> answer, citations, unsupported claims."""
+        return self._node(self._finalize)
+
+    def after_decompose(self, state: MemoryState) -> str:
+        """Where to go from `decompose`: strategy "full" skips the reading loop."""
+        return "finalize" if state["setup"]["strategy"] == "full" else "read_chunk"
+
+    def after_update(self, state: MemoryState) -> str:
+        """Where to go from `update_memory`: on reading until every document is read."""
+        unread = state["cursor"]["document"] < len(self._references(state))
+        return "read_chunk" if unread else "finalize"
+
+    # Their bodies.
+
+    def _decompose(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
+        question = (state.get("question") or "").strip()
+        if not question:
+            raise QuestionError("The question is empty. Ask what you want to know.")
+        collection = self._collection(state.get("documents"))
+        instructions = (state.get("instructions") or "").strip()
+        task = self._task(question, instructions)
+        usage = Usage(
+            steps=0, calls=0, retries=0, input_tokens=0, output_tokens=0, unread_spans=[]
+        )
+        core_question = question
+        strategy = self._strategy(collection, task)
+        is_split_by_model = (
+            not instructions and strategy == "memory" and self.settings.protocol == "rewrite"
+        )
+        if is_split_by_model:
+            core_question, instructions = yield from _counted(
+                decompose_steps(question, task=task), usage, emit
+            )
+            task = self._task(core_question, instructions)
+        first = self.store.open(self.store.collection(collection)[0])
+        ratio = chars_per_token(first, task.count_tokens)
+        steps = max(1, math.ceil(collection["chars"] / (ratio * task.budget.chunk_tokens * 0.92)))
+        emit({"type": "started", "strategy": strategy, "steps": steps, "chars": collection["chars"]})
+        return {
+            "question": question,
+            "core_question": core_question,
+            "instructions": instructions,
+            "documents": [collection],
+            "setup": {**self._setup(task.budget), "strategy": strategy},
+            "step": 0,
+            "steps": steps,
+            "cursor": Cursor(document=0, start_char=0, start_byte=0),
+            "span": None,
+            **start_state(),
+            "usage": usage,
+            "answer": "",
+            "found": False,
+            "structured_response": None,
+            "citations": [],
+            "unsupported": [],
+        }
+
+    def _read_chunk(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
+        task = self._task_of(state)
+        cursor, step = state["cursor"], state["step"]
+        references = self._references(state)
+        text = self.store.open(references[cursor["document"]])
+        span = next_span(
+            text,
+            document=cursor["document"],
+            start_char=cursor["start_char"],
+            start_byte=cursor["start_byte"],
+            max_tokens=task.budget.chunk_tokens,
+            count_tokens=task.count_tokens,
+            tolerance=self.settings.border_tolerance,
+        )
+        done = sum(reference["chars"] for reference in references[: cursor["document"]])
+        done += span["end_char"]
+        left = sum(reference["chars"] for reference in references) - done
+        steps = step + 1 + math.ceil(left / (done / (step + 1)))
+        emit(
+            {
+                "type": "chunk_started",
+                "step": step,
+                "steps": steps,
+                "document": references[cursor["document"]]["title"],
+                "start_char": span["start_char"],
+                "end_char": span["end_char"],
+                "tokens": span["tokens"],
+            }
+        )
+        yield from ()
+        return {"span": span, "steps": steps}
+
+    def _update_memory(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
+        task = self._task_of(state)
+        span = state["span"]
+        assert span is not None, "read_chunk sets the span"
+        references = self._references(state)
+        reference = references[span["document"]]
+        text = self.store.open(reference)
+        chunk = self._chunk(state, text, reference, len(references))
+        before = ReadingState(
+            memory=state["memory"],
+            plan=state["plan"],
+            evidence=state["evidence"],
+            tally=state["tally"],
+        )
+        held = self._quotes(references, before["evidence"])
+        usage = state["usage"].copy()
+        update = yield from _counted(
+            update_steps(
+                task,
+                self.protocol,
+                before,
+                chunk,
+                held=held,
+                attempts=self.settings.reply_attempts,
+            ),
+            usage,
+            emit,
+        )
+        usage["steps"] += 1
+        if update.kind == "kept" and len(usage["unread_spans"]) < _UNREAD_LISTED:
+            usage["unread_spans"] = [*usage["unread_spans"], span]
+        emit(
+            {
+                "type": "memory_updated",
+                "step": chunk.step,
+                "steps": chunk.steps,
+                "document": chunk.title,
+                "start_char": chunk.start_char,
+                "end_char": chunk.end_char,
+                "reply": update.kind,
+                "memory_tokens": task.count_tokens(update.state["memory"]),
+                "evidence_added": update.evidence_added,
+                "evidence": len(update.state["evidence"]),
+            }
+        )
+        return {
+            **update.state,
+            "cursor": _after(span, reference),
+            "span": None,
+            "step": chunk.step + 1,
+            "usage": usage,
+        }
+
+    def _finalize(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
+        task = self._task_of(state)
+        references = self._references(state)
+        usage = state["usage"].copy()
+        emit({"type": "finalizing", "step": state["step"], "steps": state["step"]})
+        validate = self.form.validate if self.form else None
+        schema = self.form.schema if self.form else None
+        evidence = state["evidence"]
+        if state["setup"]["strategy"] == "full":
+            steps = full_steps(
+                task,
+                self._whole(references),
+                question=state["core_question"],
+                validate=validate,
+                response_schema=schema,
+                attempts=self.settings.reply_attempts,
+            )
+            quotes: list[SourceText] = []
+        else:
+            quotes = self._quotes(references, evidence)
+            steps = answer_steps(
+                task,
+                self.protocol,
+                ReadingState(
+                    memory=state["memory"],
+                    plan=state["plan"],
+                    evidence=evidence,
+                    tally=state["tally"],
+                ),
+                step=state["step"],
+                quotes=[quote.text for quote in quotes],
+                validate=validate,
+                response_schema=schema,
+                attempts=self.settings.reply_attempts,
+            )
+        try:
+            answer = yield from _counted(steps, usage, emit)
+        except BadReply as bad:
+            raise MalformedReplyError(
+                f"Asked for the answer {self.settings.reply_attempts} times, but {bad.reason}. "
+                f"What was read is kept: resume to ask again, with more answer_tokens or "
+                f"another model if it recurs."
+            ) from bad
+        if state["setup"]["strategy"] == "full":
+            evidence = self._evidence_for(
+                answer.text, state["core_question"], references
+            )
+            quotes = self._quotes(references, evidence)
+        checked = check_answer(
+            answer.text, [quote.text for quote in quotes], is_structured=answer.structured is not None
+        )
+        citations = [
+            self._citation(references, quotes[index], spans) for index, spans in checked.cited
+        ]
+        emit({"type": "answered", "found": checked.found, "is_quoted": answer.is_quoted})
+        return {
+            "answer": checked.answer,
+            "found": checked.found,
+            "structured_response": answer.structured,
+            "citations": citations,
+            "unsupported": checked.unsupported,
+            "evidence": evidence,
+            "usage": usage,
+        }
+
+    # What the bodies are made of.
+
+    def _node(self, body: Body) -> RunnableLambda[MemoryState, dict[str, Any]]:
+        name = body.__name__.removeprefix("_")
+
+        def run(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
+            steps = body(state, get_runtime().stream_writer)
+            return drive(steps, lambda request: self._ask(request, config))
+
+        async def arun(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
+            # Reading files, counting over HTTP and aligning evidence would block the event loop.
+            steps = body(state, get_runtime().stream_writer)
+            request = await asyncio.to_thread(advance, steps)
+            while isinstance(request, Request):
+                reply = await self._aask(request, config)
+                request = await asyncio.to_thread(advance, steps, reply)
+            return request.result
+
+        return RunnableLambda(run, arun, name=name)
+
+    def _ask(self, request: Request, config: RunnableConfig) -> Reply:
+        return ask(self.model, request.messages, **self._call(request), config=config)
+
+    async def _aask(self, request: Request, config: RunnableConfig) -> Reply:
+        return await aask(self.model, request.messages, **self._call(request), config=config)
+
+    def _call(self, request: Request) -> dict[str, Any]:
+        return {
+            "max_tokens": request.max_tokens,
+            "temperature": self.settings.temperature,
+            "top_p": self.settings.top_p,
+            "seed": call_seed(self.settings.seed, step=request.step, attempt=request.attempt),
+            "response_schema": request.response_schema,
+        }
+
+    def _task(self, core_question: str, instructions: str) -> ReadingTask:
+        def count_cleaned(text: str) -> int:
+            return self.model.count_tokens(task.clean(text))
+
+        count = self.model.count_tokens
+        question_tokens = count(f"{core_question}\n{instructions}")
+        task = ReadingTask(
+            core_question=core_question,
+            instructions=instructions,
+            budget=derive_budget(
+                self.settings,
+                window=self.model.window,
+                frame_tokens=self._frame(),
+                question_tokens=question_tokens,
+            ),
+            count_tokens=count_cleaned,
+            special_tokens=self.model.special_tokens,
+        )
+        return task
+
+    def _task_of(self, state: MemoryState) -> ReadingTask:
+        task = self._task(state["core_question"], state["instructions"])
+        here = self._setup(task.budget)
+        then = {name: value for name, value in state["setup"].items() if name != "strategy"}
+        if then != here:
+            changed = "; ".join(
+                f"{name} was {then.get(name)!r}, is now {here.get(name)!r}"
+                for name in sorted({*then, *here})
+                if then.get(name) != here.get(name)
+            )
+            raise RunError(
+                f"This reading was begun with another setup and cannot go on with this one: "
+                f"{changed}. Resume it with the setup it was begun with, or start again."
+            )
+        return task
+
+    def _setup(self, budget: Budget) -> dict[str, str | int]:
+        return {
+            "model": self.model.model_name,
+            "protocol": self.settings.protocol,
+            "chunk_tokens": budget.chunk_tokens,
+            "memory_tokens": budget.memory_tokens,
+        }
+
+    def _frame(self) -> int:
+        """Tokens of the longest prompt without question, memory and chunk."""
+        if self._frame_tokens is None:
+            frame = rewrite_prompt(
+                core_question="", memory="", plan="", chunk="", header="", memory_words=99_999
+            )
+            header = 'Section 9999 of about 9999, from "" (document 99 of 99), pages 999 to 999'
+            titles = 64
+            self._frame_tokens = (
+                self.model.count_tokens(frame[0]["content"] + header) + titles
+            )
+        return self._frame_tokens
+
+    def _collection(self, documents: Any) -> CollectionReference:
+        if (
+            isinstance(documents, Sequence)
+            and len(documents) == 1
+            and isinstance(documents[0], Mapping)
+            and "collection_id" in documents[0]
+        ):
+            reference: CollectionReference = documents[0]  # type: ignore[assignment]
+            return reference
+        return ingest(documents if documents is not None else [], self.store)
+
+    def _references(self, state: MemoryState) -> list[DocumentReference]:
+        collection = state["documents"][0]
+        key = collection["collection_id"]
+        with self._lock:
+            if key not in self._collections:
+                # One reading needs one collection; keep a few for readings that run side by side.
+                if len(self._collections) >= 16:
+                    self._collections.clear()
+                self._collections[key] = self.store.collection(collection)
+            return self._collections[key]
+
+    def _chunk(
+        self, state: MemoryState, text: StoredText, reference: DocumentReference, documents: int
+    ) -> Chunk:
+        span = state["span"]
+        assert span is not None
+        start_page, end_page = text.pages_of(span["start_char"], span["end_char"])
+        return Chunk(
+            text=text.read_from(span["start_byte"], span["end_char"] - span["start_char"]),
+            document=span["document"],
+            start_char=span["start_char"],
+            end_char=span["end_char"],
+            title=reference["title"][-120:],
+            step=state["step"],
+            steps=state["steps"],
+            documents=documents,
+            start_page=start_page,
+            end_page=end_page,
+        )
+
+    def _quotes(
+        self, references: Sequence[DocumentReference], evidence: Sequence[Evidence]
+    ) -> list[SourceText]:
+        """The texts of pieces of evidence, each place once, in reading order."""
+        places = sorted(
+            {(piece["document"], piece["start_char"], piece["end_char"]) for piece in evidence}
+        )
+        return [
+            SourceText(
+                document=document,
+                start_char=start,
+                text=self.store.open(references[document]).read(start, end),
+            )
+            for document, start, end in places
+        ]
+
+    def _strategy(self, collection: CollectionReference, task: ReadingTask) -> str:
+        wanted = self.settings.strategy
+        if wanted == "memory":
+            return "memory"
+        limit = task.budget.full_tokens
+        if wanted == "auto" and limit <= task.budget.chunk_tokens:
+            return "memory"
+        size = self._full_tokens(collection, task)
+        if size is not None and size <= limit:
+            return "full"
+        if wanted == "auto":
+            return "memory"
+        found = f"{size:,}" if size is not None else f"far more than {limit:,}"
+        raise DocumentTooLargeError(
+            f'Strategy "full" reads everything in one pass: the documents take {found} tokens and '
+            f"{limit:,} fit (the model's window is {self.model.window:,}, full_tokens_max "
+            f'{self.settings.full_tokens_max:,}). Use strategy "memory" or "auto".'
+        )
+
+    def _full_tokens(self, collection: CollectionReference, task: ReadingTask) -> int | None:
+        """Exact tokens of the one-pass prompt's text, None where it cannot possibly fit."""
+        if collection["chars"] > task.budget.full_tokens * 16:
+            return None
+        text = self._whole(self.store.collection(collection))
+        messages = full_prompt(
+            question="", instructions="", document=task.clean(text)
+        )
+        return self.model.count_tokens(messages[0]["content"])
+
+    def _whole(self, references: Sequence[DocumentReference]) -> str:
+        texts = []
+        for reference in references:
+            text = self.store.open(reference).read_from(0, reference["chars"])
+            texts.append(text if len(references) == 1 else f"[{reference['title']}]\n{text}")
+        return "\n\n".join(texts)
+
+    def _evidence_for(
+        self, answer: str, question: str, references: Sequence[DocumentReference]
+    ) -> list[Evidence]:
+        """Where the documents say what an answer says, for strategy "full"."""
+        sources = [
+            SourceText(
+                document=index,
+                start_char=0,
+                text=self.store.open(reference).read_from(0, reference["chars"]),
+            )
+            for index, reference in enumerate(references)
+        ]
+        return find_support(answer, question=question, sources=sources)
+
+    def _citation(
+        self, references: Sequence[DocumentReference], quote: SourceText, spans: Any
+    ) -> SourceCitation:
+        reference = references[quote.document]
+        end = quote.start_char + len(quote.text)
+        start_page, end_page = self.store.open(reference).pages_of(quote.start_char, end)
+        return SourceCitation(
+            cited_text=quote.text,
+            document_id=reference["document_id"],
+            document_title=reference["title"],
+            start_char=quote.start_char,
+            end_char=end,
+            start_page=start_page,
+            end_page=end_page,
+            answer_spans=spans,
+        )
+
+
+def _after(span: Span, reference: DocumentReference) -> Cursor:
+    if span["end_char"] >= reference["chars"]:
+        return Cursor(document=span["document"] + 1, start_char=0, start_byte=0)
+    return Cursor(
+        document=span["document"], start_char=span["end_char"], start_byte=span["end_byte"]
+    )
+
+
+def _counted(steps: Steps[Any], usage: Usage, emit: Emit) -> Steps[Any]:
+    """`steps`, with every call added to `usage` and every repeated one told as an event."""
+    request = advance(steps)
+    while isinstance(request, Request):
+        if request.attempt:
+            usage["retries"] += 1
+            emit(
+                {
+                    "type": "retry",
+                    "step": request.step,
+                    "attempt": request.attempt,
+                    "reason": request.reason,
+                }
+            )
+        reply = yield request
+        usage["calls"] += 1
+        usage["input_tokens"] += reply.input_tokens
+        usage["output_tokens"] += reply.output_tokens
+        request = advance(steps, reply)
+    return request.result

@@ -1,0 +1,83 @@
+"""What the graph takes, keeps and gives: str, int, float, bool, list and dict only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from typing_extensions import NotRequired, TypedDict
+
+from qwenlong_graph.types import (
+    CollectionReference,
+    Cursor,
+    Evidence,
+    SourceCitation,
+    Span,
+    UnsupportedClaim,
+    Usage,
+)
+
+__all__ = ["MemoryInput", "MemoryOutput", "MemoryState"]
+
+
+class MemoryInput(TypedDict):
+    """What a caller gives.
+
+    `documents`: paths, "-" for standard input, LangChain `Document`s or loaders. Where
+    `instructions` (the form of the answer) are given, the question is taken as it is; else it is
+    split by the model.
+    """
+
+    question: str
+    documents: list[Any]
+    instructions: NotRequired[str]
+
+
+class MemoryState(TypedDict, total=False):
+    """What is checkpointed at each step; documents by reference, never their text.
+
+    `cursor` is where the next chunk starts, `span` the chunk being read. `tally` counts
+    sentences for the relevance of the "extract" protocol. `setup` names what the reading depends
+    on, so that it cannot go on under another model or other sizes unnoticed.
+    """
+
+    question: str
+    instructions: str
+    documents: list[CollectionReference]
+    core_question: str
+    setup: dict[str, str | int]
+    step: int
+    steps: int
+    cursor: Cursor
+    span: Span | None
+    memory: str
+    plan: str
+    evidence: list[Evidence]
+    tally: dict[str, int]
+    usage: Usage
+    answer: str
+    found: bool
+    structured_response: Any
+    citations: list[SourceCitation]
+    unsupported: list[UnsupportedClaim]
+
+
+class MemoryOutput(TypedDict):
+    """What a caller gets.
+
+    `found` is False when nothing in the documents bears on the question. `structured_response`
+    is the answer in the form of `response_format` as plain JSON values, else None.
+    """
+
+    question: str
+    core_question: str
+    instructions: str
+    documents: list[CollectionReference]
+    answer: str
+    found: bool
+    citations: list[SourceCitation]
+    unsupported: list[UnsupportedClaim]
+    structured_response: Any
+    memory: str
+    plan: str
+    evidence: list[Evidence]
+    usage: Usage

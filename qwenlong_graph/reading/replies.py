@@ -1,0 +1,169 @@
+"""What a model's reply says: thoughts cut off, elements found, bad replies named.
+
+A reply is never trusted to be well formed. What cannot be used raises `BadReply` with a reason;
+the caller asks again and keeps the old memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = [
+    "BadReply",
+    "UpdateReply",
+    "parse_decomposition",
+    "parse_json",
+    "parse_update",
+    "trim_to_tokens",
+    "without_thoughts",
+]
+
+_THINK_OPEN = re.compile(r"<\s*think\s*>", re.IGNORECASE)
+_THINK_CLOSE = re.compile(r"<\s*/\s*think\s*>", re.IGNORECASE)
+_FENCE = re.compile(r"^\s*```[\w-]*[ \t]*\n(.*?)\n?\s*```\s*$", re.DOTALL)
+_FENCE_LINE = re.compile(r"^\s*```[\w-]*\s*$", re.MULTILINE)
+_PLACEHOLDER = re.compile(
+    r"[\s\-*•.(]*(?:none|nothing|empty|n/?a|no (?:memory|information|relevant information))"
+    r"(?: yet| so far| found)?[\s.)]*",
+    re.IGNORECASE,
+)
+
+
+class BadReply(Exception):  # noqa: N818 - a signal inside the core, not an error users catch
+    """A reply that must not be used; `reason` is a short phrase for events and the journal."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclass(frozen=True)
+class UpdateReply:
+    """A usable update. `kind` is "complete", or "no_plan" where only the memory was given."""
+
+    memory: str
+    plan: str
+    kind: str
+
+
+def without_thoughts(text: str) -> str:
+    """What follows the last `</think>`.
+
+    A template may open `<think>` itself, so the opening tag need not be there.
+
+    Raises:
+        BadReply: thinking was opened and not closed: there is no answer in this reply.
+    """
+    closings = list(_THINK_CLOSE.finditer(text))
+    if closings:
+        text = text[closings[-1].end() :]
+    if _THINK_OPEN.search(text):
+        raise BadReply("thinking was not finished")
+    return text.strip()
+
+
+def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> UpdateReply:
+    """The memory and plan in a reply of the "rewrite" protocol.
+
+    Elements may be in any case, fenced, or repeated (the last complete one with content counts,
+    since a model may first repeat the example); a memory that is not closed ends where the plan
+    begins.
+
+    Raises:
+        BadReply: no memory, an empty one where there was one before, or a reply cut off.
+    """
+    body = _FENCE_LINE.sub("", without_thoughts(text))
+    if not body.strip():
+        raise BadReply("the reply was empty")
+    memory = _element(body, "memory")
+    if memory is None:
+        opened = re.search(r"<\s*memory\s*>(.*?)<\s*plan\s*>", body, re.DOTALL | re.IGNORECASE)
+        if opened is None:
+            raise BadReply("the reply was cut off" if is_truncated else "no memory element")
+        memory = opened.group(1).strip()
+    if is_empty_memory(memory):
+        if had_memory:
+            raise BadReply("the memory was empty")
+        memory = ""
+    plan = _element(body, "plan")
+    return UpdateReply(memory, plan or "", "complete" if plan is not None else "no_plan")
+
+
+def is_empty_memory(memory: str) -> bool:
+    """Whether a memory holds nothing, or only says that it holds nothing."""
+    return not memory.strip() or _PLACEHOLDER.fullmatch(memory) is not None
+
+
+def _element(text: str, name: str) -> str | None:
+    """The content of the last complete element with content, else of the last one, else None."""
+    found = re.findall(
+        rf"<\s*{name}\s*>((?:(?!<\s*{name}\s*>).)*?)<\s*/\s*{name}\s*>",
+        text,
+        re.DOTALL | re.IGNORECASE,
+    )
+    contents = [content.strip() for content in found]
+    with_content = [content for content in contents if content]
+    if with_content:
+        return with_content[-1]
+    return contents[-1] if contents else None
+
+
+def parse_decomposition(text: str, *, question: str) -> tuple[str, str] | None:
+    """(core question, instructions), or None where the reply does not split this question.
+
+    The core must keep the question's figures and must not be longer than the question: a split
+    that loses or invents something is worse than none.
+    """
+    try:
+        body = without_thoughts(text)
+    except BadReply:
+        return None
+    core = _element(body, "core_question")
+    if not core or len(core) > len(question) * 1.3 + 40:
+        return None
+    instructions = _element(body, "instructions") or ""
+    if is_empty_memory(instructions):
+        instructions = ""
+    figures = set(re.findall(r"\d+", question))
+    if figures - set(re.findall(r"\d+", f"{core} {instructions}")):
+        return None
+    return core, instructions
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value in a reply: whole, fenced, or the outermost object or array in prose.
+
+    Raises:
+        ValueError: there is none.
+    """
+    fenced = _FENCE.match(text)
+    body = (fenced.group(1) if fenced else text).strip()
+    try:
+        return json.loads(body)
+    except ValueError:
+        decoder = json.JSONDecoder()
+        for start in re.finditer(r"[{\[]", body):
+            try:
+                return decoder.raw_decode(body, start.start())[0]
+            except ValueError:
+                continue
+        raise ValueError("the reply holds no JSON value") from None
+
+
+def trim_to_tokens(text: str, *, max_tokens: int, count_tokens: Callable[[str], int]) -> str:
+    """The longest run of whole lines from the start of `text` within `max_tokens`."""
+    if count_tokens(text) <= max_tokens:
+        return text
+    lines = text.splitlines()
+    low, high = 0, len(lines) - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if count_tokens("\n".join(lines[:middle])) <= max_tokens:
+            low = middle
+        else:
+            high = middle - 1
+    return "\n".join(lines[:low])
