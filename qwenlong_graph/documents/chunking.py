@@ -139,8 +139,8 @@ class _Search:
         self._max_tokens = max_tokens
         self._tries = 0
         self._first_limit = max(1, max_tokens * 5 // 4)  # fits in most texts
-        self._chars_per_token = 0.0
         self._limit_of_fit = 0
+        self._tokens_too_long = 0
         self.fits = 0
         self.tokens = 0
         self.too_long = sys.maxsize
@@ -152,11 +152,12 @@ class _Search:
     def learn(self, limit: int, end: int, tokens: int) -> None:
         """`end` characters, the best border up to `limit`, have this many tokens."""
         self._tries += 1
-        self._chars_per_token = end / max(1, tokens)
         if tokens > self._max_tokens:
-            self.too_long = min(self.too_long, end)
+            self.too_long, self._tokens_too_long = end, tokens
         elif end > self.fits:
             self.fits, self.tokens, self._limit_of_fit = end, tokens, limit
+        else:
+            self._tries = TRIES  # no better border up there
 
     def is_done(self, remaining: int) -> bool:
         if not self.fits:
@@ -169,11 +170,15 @@ class _Search:
     def next_limit(self) -> int:
         if not self._tries:
             return self._first_limit
-        limit = int(self._chars_per_token * self._max_tokens * SAFETY)
-        if limit <= self.fits:  # the text is uneven: halve what is unknown
-            limit = (self.fits + min(self.too_long, self.longest_step)) // 2
-        elif self._tries >= TRIES:
-            limit = min(limit, self.too_long // 2)
+        if self.fits and self._tokens_too_long:
+            share = (self._max_tokens - self.tokens) / (self._tokens_too_long - self.tokens)
+            limit = self.fits + int((self.too_long - self.fits) * share * SAFETY)
+        elif self.fits:
+            limit = int(self.fits * self._max_tokens / max(1, self.tokens) * SAFETY)
+        else:
+            limit = int(self.too_long * self._max_tokens / self._tokens_too_long * SAFETY)
+            if self._tries >= TRIES:  # counts that do not shrink with the text
+                limit = min(limit, self.too_long // 2)
         return max(1, min(limit, self.too_long - 1, self.longest_step))
 
 

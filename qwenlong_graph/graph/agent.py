@@ -1,7 +1,7 @@
 """The whole machine on one screen, and the ways to run it.
 
-    START -> decompose -> read_chunk -> update_memory -> read_chunk ... -> finalize -> END
-             decompose -> finalize                              strategy "full": it fits, one pass
+START -> decompose -> read_chunk -> update_memory -> read_chunk ... -> finalize -> END
+         decompose -> finalize                              strategy "full": it fits, one pass
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ __all__ = [
 ]
 
 DEFAULT_RETRY_POLICY = RetryPolicy(
-    initial_interval=1.0, backoff_factor=2.0, max_interval=60.0, max_attempts=6, retry_on=is_retryable
+    initial_interval=1.0,
+    backoff_factor=2.0,
+    max_interval=60.0,
+    max_attempts=6,
+    retry_on=is_retryable,
 )
 """A server that is away or overloaded is asked again for about a minute; nothing else is."""
 
@@ -99,9 +103,7 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
         store = cast("MemoryGraph", self.builder).nodes_of.store
         return {**given, "documents": [ingest(documents, store)]}
 
-    def _require_checkpointer(
-        self, config: RunnableConfig | None, *, is_async: bool
-    ) -> None:
+    def _require_checkpointer(self, config: RunnableConfig | None, *, is_async: bool) -> None:
         """Says at once what would otherwise fail after the first model call, unnamed."""
         saver = self.checkpointer
         if saver is None or isinstance(saver, bool):

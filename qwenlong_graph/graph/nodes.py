@@ -127,9 +127,7 @@ class ReadingNodes:
         collection = self._collection(state.get("documents"))
         instructions = (state.get("instructions") or "").strip()
         task = self._task(question, instructions)
-        usage = Usage(
-            steps=0, calls=0, retries=0, input_tokens=0, output_tokens=0, unread_spans=[]
-        )
+        usage = Usage(steps=0, calls=0, retries=0, input_tokens=0, output_tokens=0, unread_spans=[])
         core_question = question
         strategy = self._strategy(collection, task)
         is_split_by_model = (
@@ -143,7 +141,9 @@ class ReadingNodes:
         first = self.store.open(self.store.collection(collection)[0])
         ratio = chars_per_token(first, task.count_tokens)
         steps = max(1, math.ceil(collection["chars"] / (ratio * task.budget.chunk_tokens * 0.92)))
-        emit({"type": "started", "strategy": strategy, "steps": steps, "chars": collection["chars"]})
+        emit(
+            {"type": "started", "strategy": strategy, "steps": steps, "chars": collection["chars"]}
+        )
         return {
             "question": question,
             "core_question": core_question,
@@ -292,12 +292,12 @@ class ReadingNodes:
                 f"another model if it recurs."
             ) from bad
         if state["setup"]["strategy"] == "full":
-            evidence = self._evidence_for(
-                answer.text, state["core_question"], references
-            )
+            evidence = self._evidence_for(answer.text, state["core_question"], references)
             quotes = self._quotes(references, evidence)
         checked = check_answer(
-            answer.text, [quote.text for quote in quotes], is_structured=answer.structured is not None
+            answer.text,
+            [quote.text for quote in quotes],
+            is_structured=answer.structured is not None,
         )
         citations = [
             self._citation(references, quotes[index], spans) for index, spans in checked.cited
@@ -400,9 +400,7 @@ class ReadingNodes:
             )
             header = 'Section 9999 of about 9999, from "" (document 99 of 99), pages 999 to 999'
             titles = 64
-            self._frame_tokens = (
-                self.model.count_tokens(frame[0]["content"] + header) + titles
-            )
+            self._frame_tokens = self.model.count_tokens(frame[0]["content"] + header) + titles
         return self._frame_tokens
 
     def _collection(self, documents: Any) -> CollectionReference:
@@ -486,9 +484,7 @@ class ReadingNodes:
         if collection["chars"] > task.budget.full_tokens * 16:
             return None
         text = self._whole(self.store.collection(collection))
-        messages = full_prompt(
-            question="", instructions="", document=task.clean(text)
-        )
+        messages = full_prompt(question="", instructions="", document=task.clean(text))
         return self.model.count_tokens(messages[0]["content"])
 
     def _whole(self, references: Sequence[DocumentReference]) -> str:

@@ -428,7 +428,7 @@ class _TokenCounter:
 
 def _llama_cpp_tokens(server: _Server, text: str, *, parse_special: bool = False) -> int | None:
     response = server.post(
-        "/tokenize", {"content": text, "add_special": False, "parse_special": True}
+        "/tokenize", {"content": text, "add_special": False, "parse_special": parse_special}
     )
     response.raise_for_status()
     tokens = (_object(response) or {}).get("tokens")

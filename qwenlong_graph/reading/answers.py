@@ -58,7 +58,9 @@ def check_answer(
     cited.sort(key=lambda pair: (pair[1][0]["start_index"], pair[0]))
     if not cited:
         cited = [(index, []) for index in range(len(quotes))]
-    claims = _claims_of_values(answer, quotes) if is_structured else unsupported_claims(answer, quotes)
+    claims = (
+        _claims_of_values(answer, quotes) if is_structured else unsupported_claims(answer, quotes)
+    )
     return CheckedAnswer(answer, bool(quotes), cited, claims)
 
 
@@ -106,9 +108,7 @@ def find_support(
         evidence.extend(piece for piece in found if piece["line"] not in known)
     if evidence:
         return evidence
-    places = [
-        (source, span) for source in sources for span in sentences_of(source.text)
-    ]
+    places = [(source, span) for source in sources for span in sentences_of(source.text)]
     sentences = [source.text[start:end] for source, (start, end) in places]
     tally = tally_sentences(question_terms(question), sentences, {})
     weights = term_weights(question, tally)

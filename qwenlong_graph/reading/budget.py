@@ -28,10 +28,10 @@ MINIMUM_CHUNK_TOKENS = 128
 MINIMUM_MEMORY_TOKENS = 96
 MINIMUM_OUTPUT_TOKENS = 64
 
-# Shares of a small window for (chunk, memory, output); for "rewrite" they keep the proportions of
-# the targets, for "extract" the reply is a few sentences and needs far less room.
-_TARGETS = {"rewrite": (32_000, 15_000, 50_000), "extract": (32_000, 4_000, 2_000)}
-_SHARES = {"rewrite": (0.33, 0.155, 0.5), "extract": (0.6, 0.2, 0.1)}
+# Targets, and shares of a small window, for (chunk, memory, output). For "rewrite" the shares keep
+# the proportions of the targets; for "extract" a reply is one sentence.
+_TARGETS = {"rewrite": (32_000, 15_000, 50_000), "extract": (32_000, 4_000, 96)}
+_SHARES = {"rewrite": (0.33, 0.155, 0.5), "extract": (0.6, 0.2, 0.02)}
 
 # Token counts do not add up over joins, and a chat template adds its own frame.
 _SLACK_SHARE = 0.01
@@ -138,9 +138,7 @@ def derive_budget(
             f"output_tokens, or leave them out to have them derived."
         )
     room_for_answer = window - fixed - memory
-    answer = settings.answer_tokens or min(
-        room_for_answer, max(output, min(1_024, room_for_answer))
-    )
+    answer = settings.answer_tokens or min(room_for_answer, max(output, 512))
     if answer > room_for_answer:
         raise SettingsError(
             f"answer_tokens={answer:,} does not fit the window of {window:,} tokens beside a "
@@ -160,19 +158,18 @@ def derive_budget(
 def _share(settings: ReadingSettings, usable: int) -> tuple[int, int, int]:
     """Chunk, memory and output tokens: what is given stays, the rest shares what is left."""
     given = (settings.chunk_tokens, settings.memory_tokens, settings.output_tokens)
-    minimum = (MINIMUM_CHUNK_TOKENS, MINIMUM_MEMORY_TOKENS, MINIMUM_OUTPUT_TOKENS)
-    targets, shares = _TARGETS[settings.protocol], _SHARES[settings.protocol]
+    least = (MINIMUM_CHUNK_TOKENS, MINIMUM_MEMORY_TOKENS, MINIMUM_OUTPUT_TOKENS)
     left = usable - sum(size for size in given if size is not None)
-    open_share = sum(
-        share for size, share in zip(given, shares, strict=True) if size is None
+    derived = (
+        max(minimum, min(target, int(left * share)))
+        for minimum, target, share in zip(
+            least, _TARGETS[settings.protocol], _SHARES[settings.protocol], strict=True
+        )
     )
-    sizes: list[int] = []
-    for size, target, share, least in zip(given, targets, shares, minimum, strict=True):
-        if size is None:
-            size = max(least, min(target, int(left * share / max(open_share, 1.0 - 1e-9))))
-        sizes.append(size)
-    chunk, memory, output = sizes
+    chunk, memory, output = (
+        open_size if size is None else size for size, open_size in zip(given, derived, strict=True)
+    )
     if settings.protocol == "rewrite" and settings.output_tokens is None:
-        # A reply holds a whole memory and a plan; thinking gets what is left of the share.
-        output = max(output, min(memory + 128, max(least for least in minimum)))
+        # One reply holds a whole memory and a plan.
+        output = max(output, memory + 64)
     return chunk, memory, output

@@ -199,7 +199,7 @@ def _holds_code(claim: Code, held: _Held) -> bool:
 def _holds_figure(claim: Figure, held: _Held, scale_notes: set[int]) -> bool:
     for figure in held.figures:
         if _agree(claim, figure) and any(
-            _is_value(claim, abs(value)) for value in _readings(figure, scale_notes)
+            _is_value(claim, abs(value)) for value in _readings(claim, figure, scale_notes)
         ):
             return True
     if claim.unit or claim.scale > 1:
@@ -209,9 +209,11 @@ def _holds_figure(claim: Figure, held: _Held, scale_notes: set[int]) -> bool:
     )
 
 
-def _readings(figure: Figure, scale_notes: set[int]) -> Iterator[Fraction]:
-    """What a figure may stand for where a note says "in thousands"."""
+def _readings(claim: Figure, figure: Figure, scale_notes: set[int]) -> Iterator[Fraction]:
+    """What a figure may stand for: its number as written, or so many thousands by a note."""
     yield figure.value
+    if not claim.unit:
+        yield figure.value / figure.factor
     for scale in scale_notes:
         if figure.scale == scale:
             yield figure.value / scale
@@ -419,7 +421,7 @@ def _supports(piece: str, text: str) -> bool:
     facts_held = sum(_is_held(claim, held) for claim in claims)
     coverage = shared / len(words) if words else 1.0
     if not (
-        (facts_held and (coverage >= FACT_COVERAGE or facts_held == len(claims) and shared))
+        (facts_held and (coverage >= FACT_COVERAGE or (facts_held == len(claims) and shared)))
         or (shared >= 2 and coverage >= WORD_COVERAGE and not claims)
     ):
         return False

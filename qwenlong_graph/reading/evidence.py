@@ -35,6 +35,7 @@ from qwenlong_graph.reading.facts import (
     holds_name,
     is_negated,
     name_token,
+    negated_words,
     same_direction,
     same_word,
 )
@@ -59,6 +60,11 @@ NEAR_SCORE = 0.75
 """Share of a line's content words and figures that a near match must hold. On the pairs of
 `tests/reading/test_evidence.py` the agreement checks alone keep every false one out; the score
 keeps out lines that say much more than the place does."""
+
+SHARE_OF_SENTENCE = 0.1
+SHARE_OF_WINDOW = 0.2
+"""Share of the content words of a sentence, or of a window of several, that the line must hold:
+in a long enough stretch a short line's words are found by chance."""
 
 LONG_LINE_CHARS = 200
 """A longer memory line is split into sentences, each a claim of its own."""
@@ -304,7 +310,7 @@ class _Source:
         """Spans of the sentences in the normalised text, long ones in pieces."""
         spans: list[tuple[int, int]] = []
         edges = [self.normalised.offset_of(start) for start, _ in sentence_spans(self.source.text)]
-        for start, end in zip(edges, [*edges[1:], len(self.text)], strict=True):
+        for start, end in pairwise([*edges, len(self.text)]):
             spans.extend(_pieces(self.text, start, end))
         return spans
 
@@ -440,7 +446,9 @@ def _exact_at(line: str, source: _Source, start: int, end: int) -> Match | None:
         for number in range(first, last + 1)
     )
     if holds_a_sentence:
-        # Its closing marks belong to it.
+        # Its quotation and closing marks belong to it.
+        while start > begin and source.text[start - 1] in "\"'(":
+            start -= 1
         while end < stop and source.text[end] in ".!?\"')":
             end += 1
         return source.match(start, end, is_exact=True, score=1.0)
@@ -492,6 +500,8 @@ def _near(line: str, source: _Source, near_score: float) -> Match | None:
         for number in candidates
         for first, last, covered in _windows(number, words, source)
     }
+    if not windows:
+        return None
     # Facts do not vote: of two sentences built alike, the one with the line's words is meant,
     # and if its figures differ the line is wrong, not the other sentence right.
     best = max(windows.values())
@@ -503,7 +513,8 @@ def _near(line: str, source: _Source, near_score: float) -> Match | None:
     )
     for first, last in order[:_CANDIDATE_SENTENCES]:
         begin, stop = source.sentences[first][0], source.sentences[last][1]
-        if not contradicts(line, source.text[begin:stop]):
+        window = source.text[begin:stop]
+        if not contradicts(line, window) and not _has_another_word(line, window):
             score = (best + figures) / (len(words) + figures)
             return source.match(begin, stop, is_exact=False, score=score)
     return None
@@ -527,6 +538,9 @@ def _windows(number: int, words: Sequence[str], source: _Source) -> Iterator[tup
                 - frozenset[str]().union(*(held[m] for m in range(first, last + 1) if m != n))
                 for n in (first, last)
             )
+            size = sum(len(g) for n in range(first, last + 1) for g in source.words[n].values())
+            if len(union) < size * (SHARE_OF_SENTENCE if first == last else SHARE_OF_WINDOW):
+                continue
             if first == last or adds:
                 yield first, last, len(union)
 
@@ -550,7 +564,6 @@ def contradicts(line: str, window: str) -> bool:
         or _is_crossed(line, window)
         or _has_swapped_names(line, window, ours, theirs)
         or _is_moved_otherwise(line, window, ours, theirs)
-        or _has_another_word(line, window)
     )
 
 
@@ -622,27 +635,28 @@ def _has_another_word(line: str, window: str) -> bool:
     """True if a word of the line stands where the window has another: "wheat harvest", "barley
     harvest". A synonym looks the same, and is refused too.
     """
-    ours, theirs = content_words(line), content_words(window)
-    in_window = [any(same_word(word, other) for other in theirs) for word in ours]
-    if all(in_window):
-        return False
-    in_line = [any(same_word(word, other) for other in ours) for word in theirs]
+    ours = content_words(line)
+    sentences = [content_words(part) for part in re.split(r"[.!?]\s", window)]
+    everywhere = [word for words in sentences for word in words]
+    is_ours = {word: any(same_word(word, other) for other in ours) for word in everywhere}
+    is_found = [any(same_word(word, other) for other in everywhere) for word in ours]
     for number, word in enumerate(ours):
-        if in_window[number]:
+        if is_found[number]:
             continue
         for step in (-1, 1):
             anchor = number + step
-            if not (0 <= anchor < len(ours) and in_window[anchor]):
+            if not (0 <= anchor < len(ours) and is_found[anchor]):
                 continue
-            for place, other in enumerate(theirs):
-                beside = place - step
-                if (
-                    same_word(other, ours[anchor])
-                    and 0 <= beside < len(theirs)
-                    and not in_line[beside]
-                    and not same_direction(word, theirs[beside])
-                ):
-                    return True
+            for words in sentences:
+                for place, other in enumerate(words):
+                    beside = place - step
+                    if (
+                        0 <= beside < len(words)
+                        and not is_ours[words[beside]]
+                        and same_word(other, ours[anchor])
+                        and not same_direction(word, words[beside])
+                    ):
+                        return True
     return False
 
 
@@ -659,8 +673,21 @@ def _is_negated_otherwise(line: str, window: str) -> bool:
         best = _best_clauses(words, ours)
         if negated and best and not any(best):
             return True
+    if _bears_otherwise(line, window) or _bears_otherwise(window, line):
+        return True
     # A bare "no" or "not so" has no words to match by: both texts need one, or none.
     return any(n for _, n in ours) and not any(n for _, n in theirs)
+
+
+def _bears_otherwise(one: str, other: str) -> bool:
+    """True if a word denied in one text stands in the other and is not denied there."""
+    denied = negated_words(other)
+    said = content_words(other)
+    return any(
+        any(same_word(word, there) for there in said)
+        and not any(same_word(word, there) for there in denied)
+        for word in negated_words(one)
+    )
 
 
 def _clause_words(text: str) -> list[tuple[frozenset[str], bool]]:
@@ -736,7 +763,9 @@ def _has_rival(fact: _FactKey, partner: _FactKey, there: Sequence[set[_FactKey]]
 
 
 _ADJUNCT = re.compile(
-    r"\b(?:in|at|on|near|of|during|for|with|under|to|from|against|'s)(?: the| an?)?\s*\Z"
+    r"(?:\b(?:in|at|on|near|of|off|during|for|with|under|to|from|against|into|across|through|around"
+    r"|over|behind|outside|inside)|'s)(?: the| an?)?\s*\Z",
+    re.IGNORECASE,
 )
 _BY = re.compile(r"\bby (?:the |an? )?(?:[A-Z]\w*\.? )?\Z")
 

@@ -32,6 +32,7 @@ __all__ = [
     "is_negated",
     "is_ordinary",
     "name_token",
+    "negated_words",
     "same_direction",
     "same_word",
     "stem",
@@ -331,7 +332,9 @@ _NEGATION = re.compile(
     r"|refus(?:e|es|ed|ing|al)|lack(?:s|ed|ing)?|\w+n't)\b",
     re.IGNORECASE,
 )
-_NO_NEGATION = re.compile(r"\bnot only\b|\bno doubt\b|\bno\.? ?\d|\bnos\. ?\d", re.IGNORECASE)
+_NO_NEGATION = re.compile(
+    r"\bnot only\b|\bno doubt\b|\bno\.? ?\d|\bnos\. ?\d|\bor (?:no|not|without)\b", re.IGNORECASE
+)
 # Not at "that", "or", "if": a denial before them reaches over them.
 _CLAUSE_BORDER = re.compile(
     r"[,;:()]+(?!\d)|[.!?](?=\s)| - |--+"
@@ -416,6 +419,11 @@ def holds_name(name: Name, text: str) -> bool:
     "Clara Holm" does not stand in "Clara Voss met Anders Holm", but in "Holm, called Clara".
     """
     there = facts(text).names
+    if len(name.tokens) == 1 and len(name.tokens[0]) > 1:
+        # "ESO" stands in "European Southern Observatory", not the other way round.
+        letters = name.tokens[0].replace(".", "")
+        if any("".join(token[0] for token in other.tokens) == letters for other in there):
+            return True
     words = {fold(word) for word in _WORD.findall(text)}
     words.update(token for other in there for token in other.tokens)
     if not all(_has_token(token, words) for token in name.tokens):
@@ -437,6 +445,17 @@ def _has_token(token: str, words: set[str]) -> bool:
 def is_negated(clause: str) -> bool:
     """True if the clause denies something, by a negation or a verb such as "refuse"."""
     return bool(_NEGATION.search(_NO_NEGATION.sub(" ", clause)))
+
+
+def negated_words(text: str) -> set[str]:
+    """For each negation the stem of the word that it bears on: the next one with a meaning."""
+    negated: set[str] = set()
+    for clause in clauses(text):
+        clause = _NO_NEGATION.sub(" ", clause)
+        for match in _NEGATION.finditer(clause):
+            following = content_words(clause[match.end() :])
+            negated.update(following[:1] or content_words(clause[: match.start()])[-1:])
+    return negated
 
 
 def clauses(text: str) -> list[str]:
@@ -557,7 +576,12 @@ def _date_of(match: re.Match[str]) -> list[Date]:
 
 # --- codes -----------------------------------------------------------------------------------
 
-_CLOCK = re.compile(r"(?<![\d:.])(\d{1,2}):(\d{2})(?::(\d{2}))?(?![\d:])(?: ?([ap])\.?m\b)?")
+_CLOCK = re.compile(
+    r"(?<![\d:.])(?P<hour>\d{1,2}):(?P<minute>\d{2})(?::(?P<second>\d{2}))?(?![\d:])"
+    r"(?: ?(?P<half>[ap])\.?m\b)?"
+    r"|(?<![\d:.,])(?P<bare>\d{1,2}) ?(?P<bare_half>[ap])\.?m\b",
+    re.IGNORECASE,
+)
 _TOKEN = re.compile(r"[^\W_]\w*(?:[-.:/#@]\w+)*")
 _CURRENCY_TOKEN = re.compile(r"(?:USD|EUR|GBP|JPY|CHF|CNY|INR|RMB|Rs|US|AU|CA)\.?\d")
 
@@ -566,8 +590,11 @@ def _codes(text: str) -> tuple[list[Code], str]:
     """Clock times, versions and identifiers, and the text with them blanked out."""
     codes: list[Code] = []
     for match in _CLOCK.finditer(text):
-        hour = int(match[1]) % 12 + 12 if match[4] == "p" else int(match[1])
-        key = f"{hour:02}:{match[2]}" + (f":{match[3]}" if match[3] else "")
+        hour, half = int(match["hour"] or match["bare"]), match["half"] or match["bare_half"]
+        if half:
+            hour = hour % 12 + 12 * (half in "pP")
+        second = f":{match['second']}" if match["second"] else ""
+        key = f"{hour:02}:{match['minute'] or '00'}{second}"
         codes.append(Code(*match.span(), key))
     text = _blank(text, codes)
     found = []
@@ -1011,7 +1038,7 @@ def _name_of(text: str, run: list[re.Match[str]]) -> list[Name]:
         run = run[:-1]
     if not run:
         return []
-    start, end = run[0].start(), run[-1].end()
+    start, end = run[0].start(), run[-1].end() - _closes(run[-1][0])
     before = text[max(0, start - 8) : start]
     is_opening = (
         bool(_OPENS_SENTENCE.search(before))
@@ -1077,7 +1104,11 @@ def _is_sure(word: str) -> bool:
 
 def is_ordinary(token: str) -> bool:
     """True if a word (folded) that is capitalised for opening a sentence need be no name."""
-    return token in OPENING_WORDS or bool(_COMMON_ENDING.search(token))
+    return (
+        token in OPENING_WORDS
+        or bool(_NUMBER_PHRASE.fullmatch(token))
+        or bool(_COMMON_ENDING.search(token))
+    )
 
 
 # --- all together ------------------------------------------------------------------------------

@@ -302,9 +302,7 @@ def read_through(
     step = 0
     for chunk in chunks:
         held = quote(state["evidence"])
-        update = yield from update_steps(
-            task, protocol, state, chunk, held=held, attempts=attempts
-        )
+        update = yield from update_steps(task, protocol, state, chunk, held=held, attempts=attempts)
         state = update.state
         step = chunk.step + 1
     quotes = [source.text for source in quote(state["evidence"])]

@@ -177,9 +177,7 @@ def _extract_request(question: str, chunk: str) -> str:
     )
 
 
-def extract_answer_prompt(
-    *, core_question: str, instructions: str, memory: str
-) -> list[Message]:
+def extract_answer_prompt(*, core_question: str, instructions: str, memory: str) -> list[Message]:
     """The final question for a small model: short, with the notes first."""
     form = f" {instructions}" if instructions else ""
     return _user(
@@ -207,9 +205,7 @@ Your answer:"""
     )
 
 
-def repair_prompt(
-    messages: Sequence[Message], *, reply: str, problem: str
-) -> list[Message]:
+def repair_prompt(messages: Sequence[Message], *, reply: str, problem: str) -> list[Message]:
     """The one request to mend an answer that does not have the requested form."""
     return [
         *messages,

@@ -192,9 +192,7 @@ class RewriteProtocol:
         limit = task.budget.memory_tokens
         kind: UpdateKind
         try:
-            reply = parse_update(
-                text, had_memory=bool(state["memory"]), is_truncated=is_truncated
-            )
+            reply = parse_update(text, had_memory=bool(state["memory"]), is_truncated=is_truncated)
             memory, plan = reply.memory, reply.plan
             kind = "complete" if reply.kind == "complete" else "no_plan"
         except BadReply as bad:
@@ -215,9 +213,7 @@ class RewriteProtocol:
         plan = trim_to_tokens(
             plan, max_tokens=task.budget.plan_tokens, count_tokens=task.count_tokens
         )
-        evidence = align_memory(
-            memory, previous=state["evidence"], chunk=chunk.source(), held=held
-        )
+        evidence = align_memory(memory, previous=state["evidence"], chunk=chunk.source(), held=held)
         before = {_place(piece) for piece in state["evidence"]}
         added = sum(_place(piece) not in before for piece in evidence)
         after = ReadingState(memory=memory, plan=plan, evidence=evidence, tally=state["tally"])

@@ -27,9 +27,7 @@ __all__ = [
 SENTENCES = "*"
 """The key under which a tally counts sentences; no term can be this."""
 
-_WORD = re.compile(
-    r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?"
-)
+_WORD = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?")
 # Capitalised words that do not open the question, and figures.
 _NAME = re.compile(r"(?<=[^\s.?!][ \n(\"'“‘])[^\W\d_a-z][^\W_]+|\d[\d.,:/-]*\d")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
@@ -170,9 +168,7 @@ def points_to(
     scores = []
     for index, words in enumerate(held):
         new = sum(
-            weight[term]
-            for term in words
-            if not any(_same_term(term, word) for word in asked)
+            weight[term] for term in words if not any(_same_term(term, word) for word in asked)
         )
         if total > 0 and own > 0 and new > 0:
             scores.append((index, sum(weight[term] for term in words) / total))

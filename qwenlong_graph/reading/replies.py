@@ -33,8 +33,8 @@ _PLACEHOLDER = re.compile(
 )
 
 
-class BadReply(Exception):  # noqa: N818 - a signal inside the core, not an error users catch
-    """A reply that must not be used; `reason` is a short phrase for events and the journal."""
+class BadReply(Exception):
+    """Says inside the core that a reply must not be used; `reason` is a short phrase for events and the journal."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -100,7 +100,7 @@ def is_empty_memory(memory: str) -> bool:
 
 def _element(text: str, name: str) -> str | None:
     """The content of the last complete element with content, else of the last one, else None."""
-    found = re.findall(
+    found: list[str] = re.findall(
         rf"<\s*{name}\s*>((?:(?!<\s*{name}\s*>).)*?)<\s*/\s*{name}\s*>",
         text,
         re.DOTALL | re.IGNORECASE,

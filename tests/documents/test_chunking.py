@@ -135,8 +135,12 @@ def test_a_document_that_fits_is_one_chunk(store, count):
 
 
 def test_a_document_that_fits_is_one_chunk_even_if_its_beginning_is_dense(store):
-    text = "一二三四五六七八九十" * 20 + "a" * 600
-    assert cut(store, text, utf8_bytes(text) // 2 + 1, lambda part: utf8_bytes(part) // 2) == [text]
+    text = "一" * 790 + "a" * 500
+
+    def count(part: str) -> int:
+        return part.count("一") + part.count("a") // 100
+
+    assert cut(store, text, 800, count) == [text]
 
 
 def test_a_section_border_is_preferred_to_a_later_paragraph(store):
@@ -191,10 +195,24 @@ def test_windows_line_ends_are_never_split(store):
         assert chunk.endswith("\n")
 
 
+@pytest.mark.parametrize("after", [". ", "\n", " ", "。"])
+def test_no_border_falls_before_a_combining_mark(store, after):
+    text = "a" * 90 + after + "\u0301B" + "c" * 60
+    borders = cluster_borders(text)
+    chunk = cut(store, text, 98)[0]
+    assert len(chunk) in borders
+
+
+def test_a_cluster_of_many_code_points_within_the_budget_is_whole(store):
+    family = "👩‍👩‍👧‍👦"
+    chunks = cut(store, family * 20, 1, lambda text: len(regex.findall(r"\X", text)))
+    assert chunks == [family] * 20
+
+
 def test_a_cluster_above_the_budget_is_split_between_code_points(store):
     chunks = cut(store, "e" + "\u0301" * 25, 10)
     assert "".join(chunks) == "e" + "\u0301" * 25
-    assert max(map(len, chunks)) == 10
+    assert 9 <= max(map(len, chunks)) <= 10
 
 
 def test_a_character_above_the_budget_is_an_error(store):
@@ -255,3 +273,25 @@ def test_a_chunk_costs_few_counts_and_little_reading_wherever_it_stands(store, u
         chunks += 1
     assert chunks > 30
     assert counter.calls <= 4 * chunks
+
+
+def test_a_sparse_beginning_does_not_make_the_chunk_read_far_ahead(store):
+    text = " " * 20_000 + "x" * 500_000
+    recording = RecordingText(stored(store, text))
+    span = next_span(
+        recording,
+        document=0,
+        start_char=0,
+        start_byte=0,
+        max_tokens=8_000,
+        count_tokens=lambda part: part.count(" ") // 100 + part.count("x"),
+    )
+    assert span["tokens"] > 7_000
+    assert recording.chars_read <= 5 * span["end_char"]
+
+
+def test_a_counter_that_says_nothing_of_the_size_still_ends_soon(store):
+    counter = RecordingCounter(lambda text: 10 if len(text) <= 10 else 8_001)
+    found = next(spans(stored(store, "x" * 100_000), max_tokens=8_000, count_tokens=counter))
+    assert found["tokens"] == 10
+    assert counter.calls < 30

@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import threading
+import zipfile
 
 import openpyxl
 import pptx
@@ -182,6 +183,20 @@ def test_xlsx_keeps_every_figure_as_stored(read):
         "| a\\|b | 1234567.891 | 1946-01-21 |\n|  | 0.123456789 | two lines |\n"
         f"| {'x' * 300} | 123456789012345 |  |\n"
     )
+
+
+def test_xlsx_with_a_wrong_size_in_its_header_loses_no_row(read):
+    workbook = openpyxl.Workbook()
+    for row in (["a", "b"], ["c", "d"]):
+        workbook.active.append(row)
+    buffer = io.BytesIO()
+    workbook.save(buffer)
+    with zipfile.ZipFile(buffer) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    sheet = members["xl/worksheets/sheet1.xml"]
+    assert b'ref="A1:B2"' in sheet
+    members["xl/worksheets/sheet1.xml"] = sheet.replace(b'ref="A1:B2"', b'ref="A1:A1"')
+    assert "| c | d |" in read("a.xlsx", zipped(members))
 
 
 def test_epub_chapters_in_order(read):
@@ -494,6 +509,7 @@ def test_pieces_of_one_page_stay_on_it(store):
     [reference] = load(Loader(page(0, "One."), page(0, "More."), page(1, "Two.")), store)
     opened = store.open(reference)
     text = opened.read(0, opened.chars)
+    assert text == "One.\n\nMore.\n\fTwo."
     assert opened.pages_of(text.index("More"), text.index("More") + 4) == (1, 1)
     assert opened.pages_of(text.index("Two"), text.index("Two") + 3) == (2, 2)
 

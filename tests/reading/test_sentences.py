@@ -142,8 +142,8 @@ def test_windows_line_ends_do_not_change_the_sentences():
 @pytest.mark.parametrize(
     "unit", ["word ", "x", ". ", "a. ", "\n", " \n", "?", "。", "J. ", "\t", "'", ".'", "?[1]"]
 )
-def test_four_million_characters_of_one_kind_are_covered(unit):
-    text = unit * (4_000_000 // len(unit))
+def test_a_million_characters_of_one_kind_are_covered(unit):
+    text = unit * (1_000_000 // len(unit))
     spans = sentence_spans(text)
     assert spans[0][0] == 0
     assert spans[-1][1] == len(text)

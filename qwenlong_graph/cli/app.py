@@ -1,0 +1,301 @@
+"""The commands and their options. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import enum
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from qwenlong_graph.cli.failures import exit_code_of, report_failure
+from qwenlong_graph.cli.printing import write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    # Their boxes show local variables, and so the texts of documents.
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EXIT_CODES = (
+    "[bold]Exit codes[/bold]: 0 answered, or nothing found; 1 an unexpected error; "
+    "2 usage or setup; 3 a document; 4 the model; 5 a kept run; 130 interrupted."
+)
+_TRACING_VARIABLES = (
+    "LANGSMITH_TRACING",
+    "LANGSMITH_TRACING_V2",
+    "LANGCHAIN_TRACING",
+    "LANGCHAIN_TRACING_V2",
+)
+
+
+class Strategy(str, enum.Enum):
+    """How documents are read: in chunks with a memory, or whole in one pass."""
+
+    AUTO = "auto"
+    MEMORY = "memory"
+    FULL = "full"
+
+
+class Protocol(str, enum.Enum):
+    """What a model is asked about a chunk."""
+
+    REWRITE = "rewrite"
+    EXTRACT = "extract"
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"qwenlong-graph {version('qwenlong-graph')}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EXIT_CODES)
+def _commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Show the version and end."
+        ),
+    ] = False,
+) -> None:
+    """Answers questions over documents far longer than any context window.
+
+    A language model that you run reads the documents chunk by chunk and keeps a memory; the
+    answer comes with quotes that were checked against the documents.
+
+    Start with: [bold]qwenlong-graph ask "QUESTION" FILE[/bold]
+    """
+
+
+@app.command(epilog=_EXIT_CODES, no_args_is_help=True)
+def ask(
+    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...",
+            help="Files to read, in this order: text, Markdown, HTML, PDF, Word, PowerPoint, Excel, "
+            'CSV, EPUB, source code. A directory stands for its files, "-" for standard input.',
+            show_default=False,
+        ),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            envvar="QWENLONG_GRAPH_MODEL",
+            help='The model: "embedded" (small, runs in this process), "gguf:PATH", '
+            '"gguf:ORG/REPO/FILE.gguf", or the address of a server.',
+            rich_help_panel="Model",
+        ),
+    ] = "embedded",
+    served_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Which of the server's models, where it serves several.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="QWENLONG_GRAPH_API_KEY",
+            metavar="KEY",
+            help="The server's key. Others on this machine can see options: prefer the variable.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Context window to use, prompt and output together; by default all of it.",
+            rich_help_panel="Model",
+        ),
+    ] = None,
+    instructions: Annotated[
+        str,
+        typer.Option(
+            metavar="TEXT",
+            help="How the answer should look. Without this the model looks in the question.",
+            show_default=False,
+            rich_help_panel="Reading",
+        ),
+    ] = "",
+    schema: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="A JSON schema: the answer is given as JSON of that form.",
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    strategy: Annotated[
+        Strategy | None,
+        typer.Option(
+            help='"memory" reads chunk by chunk, "full" all at once; "auto", the default, takes '
+            '"full" where everything fits and "memory" elsewhere.',
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(
+            help='"rewrite" has the model write its memory, "extract" has it point to sentences. '
+            'By default "extract" for the embedded model and "rewrite" for others.',
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Longest chunk; by default what suits the window.",
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    memory_tokens: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Longest memory; by default what suits the window.",
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="Seed of the model's random choices; by default 0.", rich_help_panel="Reading"
+        ),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="QWENLONG_GRAPH_DATA",
+            metavar="DIRECTORY",
+            help="Where the texts are kept; by default the user's data directory.",
+            rich_help_panel="Reading",
+        ),
+    ] = None,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="Show the final memory too.", rich_help_panel="Output"),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Write one JSON object, and nothing else. An error is one too.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Output")
+    ] = False,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug",
+            envvar="QWENLONG_GRAPH_DEBUG",
+            help="Show where an error happened, and the warnings of libraries.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+) -> None:
+    """Answer a question from documents, with checked quotes.
+
+    [bold]Examples[/bold]
+
+    \b
+    qwenlong-graph ask "Who signed the lease?" lease.pdf
+    qwenlong-graph ask "What changed in 2024?" notes/ minutes.docx --memory
+    qwenlong-graph ask "When is the next audit?" report.pdf --model http://127.0.0.1:8080
+    pdftotext -layout scan.pdf - | qwenlong-graph ask "What does it cost?" - --json
+    """
+    from rich.console import Console
+
+    from qwenlong_graph.cli.ask import Ask, answer_question
+    from qwenlong_graph.cli.printing import answer_console, as_object, print_answer
+    from qwenlong_graph.cli.progress import progress_on
+
+    _prepare_process(is_debug=debug, is_silent=quiet or as_json)
+    errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    _warn_of_tracing(errors)
+    try:
+        with progress_on(errors, is_silent=quiet or as_json, hides_warnings=as_json) as progress:
+            answered = answer_question(
+                Ask(
+                    question=question,
+                    files=files,
+                    model=model,
+                    served_model=served_model,
+                    api_key=api_key,
+                    window=window,
+                    instructions=instructions,
+                    schema=schema,
+                    data_dir=data_dir,
+                    settings={
+                        name: value
+                        for name, value in {
+                            "strategy": strategy and strategy.value,
+                            "protocol": protocol and protocol.value,
+                            "chunk_tokens": chunk_tokens,
+                            "memory_tokens": memory_tokens,
+                            "seed": seed,
+                        }.items()
+                        if value is not None
+                    },
+                ),
+                progress,
+            )
+        if as_json:
+            write_json(as_object(answered))
+        else:
+            print_answer(answered, answer_console(), shows_memory=memory)
+    except BrokenPipeError:
+        # Who read our output has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the end of the line: all are told
+        report_failure(error, console=errors, as_json=as_json, is_debug=debug)
+        raise typer.Exit(exit_code_of(error)) from None
+
+
+def _prepare_process(*, is_debug: bool, is_silent: bool) -> None:
+    # A character that the terminal's encoding lacks must not cost the answer.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if not is_debug:
+        # What libraries log and warn of is for who develops with them.
+        logging.getLogger().addHandler(logging.NullHandler())
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+    if is_silent:
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _warn_of_tracing(console: Console) -> None:
+    for name in _TRACING_VARIABLES:
+        if os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}:
+            console.print(
+                f"Warning: {name} is set, so questions, prompts and with them the documents' texts "
+                "are sent to the tracing service. Unset it to keep them here.",
+                style="yellow",
+            )
+            return

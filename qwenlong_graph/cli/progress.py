@@ -1,0 +1,337 @@
+"""What is shown while documents are read: a live view on a terminal, plain lines in a log.
+
+All of it goes to standard error, so that standard output holds the answer alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from qwenlong_graph.cli.printing import counted, duration, printable
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "Reading", "SilentProgress", "progress_on"]
+
+Clock = Callable[[], float]
+
+_MEGABYTE = 1_000_000
+_PLAIN_LINES = 10
+
+
+class Progress(Protocol):
+    """Told what happens on the way to an answer."""
+
+    def working(self, what: str) -> None:
+        """Something of unknown length begins, before reading."""
+
+    def fetching(self, done_bytes: int, total_bytes: int) -> None:
+        """The embedded model is being fetched."""
+
+    def left_out(self, name: str, reason: str) -> None:
+        """A file, or pages of it, will not be read."""
+
+    def connected(self, model_name: str, *, documents: int) -> None:
+        """The model is there, and reading begins."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """An event of the agent's "custom" stream."""
+
+
+class Reading:
+    """What the events so far amount to."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._began = clock()
+        self._stepped = self._began
+        self.strategy = "memory"
+        self.chars = 0
+        self.chars_read = 0
+        self.step = 0
+        self.steps = 0
+        self.chunks_read = 0
+        self.document = ""
+        self.tokens = 0
+        self.tokens_read = 0
+        self.memory_tokens = 0
+        self.evidence = 0
+        self.retries = 0
+        self.unread = 0
+        self.is_answering = False
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Events of unknown types are passed over."""
+        kind = event["type"]
+        if kind == "started":
+            self.strategy = event["strategy"]
+            self.chars, self.steps = event["chars"], event["steps"]
+            self._began = self._stepped = self._clock()
+        elif kind == "chunk_started":
+            self.step, self.steps = event["step"], event["steps"]
+            self.document, self.tokens = event["document"], event["tokens"]
+        elif kind == "retry":
+            self.retries += 1
+        elif kind == "memory_updated":
+            self.chunks_read += 1
+            self.chars_read += event["end_char"] - event["start_char"]
+            self.tokens_read += self.tokens
+            self.memory_tokens = event["memory_tokens"]
+            self.evidence = event["evidence"]
+            self.unread += event["reply"] == "kept"
+            self._stepped = self._clock()
+        elif kind == "finalizing":
+            self.is_answering = True
+
+    @property
+    def share(self) -> float:
+        """How much of all characters is read, from 0 to 1."""
+        return min(1.0, self.chars_read / self.chars) if self.chars else 0.0
+
+    @property
+    def elapsed_s(self) -> float:
+        return self._clock() - self._began
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the last chunk is read, None before the first one is."""
+        if not self.share:
+            return None
+        at_last_step = (self._stepped - self._began) * (1 - self.share) / self.share
+        return max(0.0, at_last_step - (self._clock() - self._stepped))
+
+    def chunk(self) -> str:
+        """Which chunk is being read, of how many."""
+        return f"chunk {self.step + 1} of about {max(self.steps, self.step + 1)}"
+
+    def times(self) -> str:
+        """The time that passed, and what is left."""
+        left = self.left_s
+        passed = f"{duration(self.elapsed_s)} elapsed"
+        return passed if left is None else f"{passed}, ~{duration(left)} left"
+
+    def findings(self) -> list[str]:
+        """What has been read, kept and found."""
+        found = [
+            f"{self.tokens_read:,} tokens read",
+            f"memory {self.memory_tokens:,} tokens",
+            f"{counted(self.evidence, 'quote')} found",
+        ]
+        if self.retries:
+            found.append(counted(self.retries, "retry", "retries"))
+        if self.unread:
+            found.append(f"{counted(self.unread, 'chunk')} without a usable reply")
+        return found
+
+    def summary(self, model_name: str) -> str:
+        """One line for the end."""
+        if self.strategy == "full":
+            return f"Read everything in one pass in {duration(self.elapsed_s)} with {model_name}."
+        parts = [f"{counted(self.chunks_read, 'chunk')}", *self.findings()]
+        return f"Read in {duration(self.elapsed_s)} with {model_name}: {', '.join(parts)}."
+
+
+@contextlib.contextmanager
+def progress_on(console: Console, *, is_silent: bool, hides_warnings: bool) -> Iterator[Progress]:
+    """The kind of progress that suits `console`, for the length of the context."""
+    if is_silent:
+        yield SilentProgress(console, hides_warnings=hides_warnings)
+    # Not `console.is_terminal`: CI systems that force colours still keep a log.
+    elif sys.stderr.isatty() and not console.is_dumb_terminal:
+        with LiveProgress(console) as progress:
+            yield progress
+    else:
+        yield PlainProgress(console)
+
+
+class SilentProgress:
+    """Says nothing, but for what was left out."""
+
+    def __init__(self, console: Console, *, hides_warnings: bool) -> None:
+        self._console = console
+        self._hides_warnings = hides_warnings
+
+    def working(self, what: str) -> None:
+        """Nothing."""
+
+    def fetching(self, done_bytes: int, total_bytes: int) -> None:
+        """Nothing."""
+
+    def left_out(self, name: str, reason: str) -> None:
+        """A warning, unless they are hidden."""
+        if not self._hides_warnings:
+            self._console.print(_left_out(name, reason), soft_wrap=True)
+
+    def connected(self, model_name: str, *, documents: int) -> None:
+        """Nothing."""
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+class PlainProgress:
+    """A line for each step on the way, and about ten while reading: what a log can bear."""
+
+    def __init__(self, console: Console, *, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._reading = Reading(clock)
+        self._model_name = ""
+        self._documents = 0
+        self._told_share = -1
+
+    def working(self, what: str) -> None:
+        """Nothing: what is quick needs no line, and what is slow has one of its own."""
+
+    def fetching(self, done_bytes: int, total_bytes: int) -> None:
+        """A line at about each tenth."""
+        self._tell_tenth(
+            done_bytes / total_bytes,
+            f"Fetching the embedded model, {_megabytes(done_bytes, total_bytes)}.",
+        )
+
+    def left_out(self, name: str, reason: str) -> None:
+        """A warning."""
+        self._console.print(_left_out(name, reason), soft_wrap=True)
+
+    def connected(self, model_name: str, *, documents: int) -> None:
+        """Nothing yet: the first event tells how long it will be."""
+        self._model_name, self._documents = printable(model_name), documents
+        self._told_share = 0
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """A line at the start, at about each tenth, and at the end."""
+        reading = self._reading
+        reading.take(event)
+        kind = event["type"]
+        if kind == "started":
+            length = (
+                "in one pass" if reading.strategy == "full" else f"in about {reading.steps} chunks"
+            )
+            self._tell(
+                f"Reading {counted(self._documents, 'document')} ({reading.chars:,} characters) "
+                f"with {self._model_name}, {length}."
+            )
+        elif kind == "memory_updated" and reading.share < 1:
+            tokens, *others = reading.findings()
+            self._tell_tenth(
+                reading.share,
+                f"{reading.share:4.0%} read, {reading.chunk()} ({printable(reading.document)}): "
+                f"{', '.join([tokens, *others])}; {reading.times()}.",
+            )
+        elif kind == "answered":
+            self._tell(reading.summary(self._model_name))
+
+    def _tell_tenth(self, share: float, line: str) -> None:
+        tenth = int(share * _PLAIN_LINES)
+        if tenth > self._told_share:
+            self._told_share = tenth
+            self._tell(line)
+
+    def _tell(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
+
+class LiveProgress:
+    """Two lines that are kept up to date at the bottom of the terminal."""
+
+    def __init__(self, console: Console, *, clock: Clock = time.monotonic) -> None:
+        self._console = console
+        self._reading = Reading(clock)
+        self._spinner = Spinner("dots", style="cyan")
+        self._what = ""
+        self._fetched: tuple[int, int] | None = None
+        self._model_name = ""
+        self._live = Live(
+            console=console,
+            get_renderable=self.view,
+            transient=True,
+            refresh_per_second=8,
+            redirect_stdout=False,
+        )
+
+    def __enter__(self) -> LiveProgress:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def working(self, what: str) -> None:
+        """A spinner."""
+        self._what, self._fetched = what, None
+        self._live.refresh()
+
+    def fetching(self, done_bytes: int, total_bytes: int) -> None:
+        """A bar."""
+        self._fetched = done_bytes, total_bytes
+
+    def left_out(self, name: str, reason: str) -> None:
+        """A warning above the live lines."""
+        self._console.print(_left_out(name, reason))
+
+    def connected(self, model_name: str, *, documents: int) -> None:
+        """A spinner until the first event."""
+        self._model_name = printable(model_name)
+        self.working(f"Reading {counted(documents, 'document')} with {model_name}")
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Brings the lines up to date; a summary stays at the end."""
+        reading = self._reading
+        reading.take(event)
+        if event["type"] == "answered":
+            self._console.print(Text(reading.summary(self._model_name), style="dim"))
+        self._live.refresh()
+
+    def view(self) -> RenderableType:
+        """The lines as they are now."""
+        reading = self._reading
+        if self._fetched is not None:
+            done, total = self._fetched
+            return _bar_line("Fetching the embedded model", done, total, _megabytes(done, total))
+        if reading.is_answering and reading.strategy == "full":
+            return self._spin("Reading everything in one pass")
+        if reading.is_answering:
+            return self._spin(f"Answering from the memory of {reading.memory_tokens:,} tokens")
+        if not reading.tokens:
+            return self._spin(self._what)
+        percent = f"{reading.share:.0%}  {reading.times()}"
+        lines = Table.grid(expand=False)
+        lines.add_row(
+            _bar_line(f"Reading {reading.chunk()}", reading.chars_read, reading.chars, percent)
+        )
+        findings = " · ".join([printable(reading.document), *reading.findings()])
+        lines.add_row(Text(findings, style="dim", no_wrap=True, overflow="ellipsis"))
+        return lines
+
+    def _spin(self, what: str) -> RenderableType:
+        self._spinner.update(text=Text(f"{printable(what)} ...", no_wrap=True, overflow="ellipsis"))
+        return self._spinner
+
+
+def _bar_line(label: str, done: int, total: int, after: str) -> RenderableType:
+    line = Table.grid(padding=(0, 1), expand=False)
+    line.add_row(
+        Text(label, no_wrap=True),
+        ProgressBar(total=total, completed=done, width=20),
+        Text(after, no_wrap=True),
+    )
+    return line
+
+
+def _left_out(name: str, reason: str) -> Text:
+    return Text(f"Warning: left out {printable(name)}: {printable(reason)}", style="yellow")
+
+
+def _megabytes(done_bytes: int, total_bytes: int) -> str:
+    return f"{done_bytes / _MEGABYTE:.0f} of {total_bytes / _MEGABYTE:.0f} MB"
