@@ -7,10 +7,10 @@ dict, so that any checkpointer can store it. Character offsets are Python string
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, NotRequired
 
 # LangGraph and pydantic need the backport on Python 3.11 to build JSON schemas.
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 __all__ = [
     "AnswerSpan",

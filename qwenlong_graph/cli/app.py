@@ -29,10 +29,42 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_EXIT_CODES = (
-    "[bold]Exit codes[/bold]: 0 answered, or nothing found; 1 an unexpected error; "
-    "2 usage or setup; 3 a document; 4 the model; 5 a kept run; 130 interrupted."
-)
+# "\b" keeps the lines of the paragraph that it begins.
+_EXIT_CODES = """\b
+[bold]Exit codes[/bold]
+  0  answered; that nothing was found is an answer too
+  1  an unexpected error
+  2  usage, settings, or a model that must be set up differently
+  3  a document cannot be read
+  4  the model or its server failed
+  5  a kept run cannot go on as asked
+130  interrupted"""
+
+_ABOUT = f"""Answers questions over documents far longer than any context window.
+
+A language model that you run reads the documents chunk by chunk and
+keeps a memory. The answer comes with quotes, checked against the
+documents.
+
+\b
+[bold]Start with[/bold]
+qwenlong-graph ask "Who signed the lease?" lease.pdf
+
+{_EXIT_CODES}
+"""
+
+_ABOUT_ASK = f"""Answer a question from documents, with checked quotes.
+
+\b
+[bold]Examples[/bold]
+qwenlong-graph ask "Who signed the lease?" lease.pdf
+qwenlong-graph ask "What changed in 2024?" notes/ minutes.docx --memory
+qwenlong-graph ask "Who won?" cup.pdf --model http://127.0.0.1:8080
+pdftotext scan.pdf - | qwenlong-graph ask "What does it cost?" - --json
+
+{_EXIT_CODES}
+"""
+
 _TRACING_VARIABLES = (
     "LANGSMITH_TRACING",
     "LANGSMITH_TRACING_V2",
@@ -41,7 +73,7 @@ _TRACING_VARIABLES = (
 )
 
 
-class Strategy(str, enum.Enum):
+class Strategy(enum.StrEnum):
     """How documents are read: in chunks with a memory, or whole in one pass."""
 
     AUTO = "auto"
@@ -49,7 +81,7 @@ class Strategy(str, enum.Enum):
     FULL = "full"
 
 
-class Protocol(str, enum.Enum):
+class Protocol(enum.StrEnum):
     """What a model is asked about a chunk."""
 
     REWRITE = "rewrite"
@@ -64,7 +96,7 @@ def _show_version(is_wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(epilog=_EXIT_CODES)
+@app.callback(help=_ABOUT)
 def _commands(
     version: Annotated[
         bool,
@@ -73,25 +105,21 @@ def _commands(
         ),
     ] = False,
 ) -> None:
-    """Answers questions over documents far longer than any context window.
-
-    A language model that you run reads the documents chunk by chunk and keeps a memory; the
-    answer comes with quotes that were checked against the documents.
-
-    Start with: [bold]qwenlong-graph ask "QUESTION" FILE[/bold]
-    """
+    """The options that stand before a command."""
 
 
-@app.command(epilog=_EXIT_CODES, no_args_is_help=True)
+@app.command(help=_ABOUT_ASK, no_args_is_help=True)
 def ask(
-    question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="What you want to know.", show_default=False)
+    ],
     files: Annotated[
         list[str],
         typer.Argument(
-            metavar="FILE...",
-            help="Files to read, in this order: text, Markdown, HTML, PDF, Word, PowerPoint, Excel, "
-            'CSV, EPUB, source code. A directory stands for its files, "-" for standard input.',
-            show_default=False,
+            metavar="FILE",
+            help="Files to read, in this order: text, Markdown, HTML, PDF, Word, PowerPoint, "
+            "Excel, CSV, EPUB, source code. A directory stands for its files, "
+            '"-" for standard input.',
         ),
     ],
     model: Annotated[
@@ -217,16 +245,7 @@ def ask(
         ),
     ] = False,
 ) -> None:
-    """Answer a question from documents, with checked quotes.
-
-    [bold]Examples[/bold]
-
-    \b
-    qwenlong-graph ask "Who signed the lease?" lease.pdf
-    qwenlong-graph ask "What changed in 2024?" notes/ minutes.docx --memory
-    qwenlong-graph ask "When is the next audit?" report.pdf --model http://127.0.0.1:8080
-    pdftotext -layout scan.pdf - | qwenlong-graph ask "What does it cost?" - --json
-    """
+    """See `_ABOUT_ASK`."""
     from rich.console import Console
 
     from qwenlong_graph.cli.ask import Ask, answer_question

@@ -106,14 +106,11 @@ async def _read(agent: MemoryAgent, given: MemoryInput, progress: Progress) -> M
     """The agent's output. Async, because an interrupt cannot stop LangGraph's sync nodes: it
     would wait for the open model call, which takes minutes on a large model."""
     output: Mapping[str, Any] = {}
-    async with contextlib.aclosing(
-        agent.astream(given, stream_mode=["custom", "values"])
-    ) as events:
-        async for mode, event in events:
-            if mode == "custom":
-                progress.event(event)
-            else:
-                output = event
+    async for mode, event in agent.astream(given, stream_mode=["custom", "values"]):
+        if mode == "custom":
+            progress.event(event)
+        else:
+            output = event
     return output
 
 

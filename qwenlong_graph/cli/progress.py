@@ -138,8 +138,10 @@ class Reading:
         """One line for the end."""
         if self.strategy == "full":
             return f"Read everything in one pass in {duration(self.elapsed_s)} with {model_name}."
-        parts = [f"{counted(self.chunks_read, 'chunk')}", *self.findings()]
-        return f"Read in {duration(self.elapsed_s)} with {model_name}: {', '.join(parts)}."
+        return (
+            f"Read {counted(self.chunks_read, 'chunk')} in {duration(self.elapsed_s)} with "
+            f"{model_name}: {', '.join(self.findings())}."
+        )
 
 
 @contextlib.contextmanager
@@ -290,7 +292,7 @@ class LiveProgress:
         reading = self._reading
         reading.take(event)
         if event["type"] == "answered":
-            self._console.print(Text(reading.summary(self._model_name), style="dim"))
+            self._console.print(Text(f"{reading.summary(self._model_name)}\n", style="dim"))
         self._live.refresh()
 
     def view(self) -> RenderableType:

@@ -7,7 +7,7 @@ START -> decompose -> read_chunk -> update_memory -> read_chunk ... -> finalize 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -82,7 +82,7 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
-    ) -> AsyncIterator[Any]:
+    ) -> AsyncGenerator[Any, None]:
         """Pregel.astream."""
         self._require_checkpointer(config, is_async=True)
         stored = await asyncio.to_thread(self._by_reference, input)

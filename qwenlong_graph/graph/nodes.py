@@ -26,7 +26,7 @@ from qwenlong_graph.errors import (
     RunError,
 )
 from qwenlong_graph.graph.forms import AnswerForm
-from qwenlong_graph.graph.state import MemoryState
+from qwenlong_graph.graph.state import MemoryState, pack_evidence, unpack_evidence
 from qwenlong_graph.models.calls import aask, ask
 from qwenlong_graph.models.connect import ConnectedModel
 from qwenlong_graph.reading.answers import check_answer, find_support
@@ -135,7 +135,7 @@ class ReadingNodes:
         )
         if is_split_by_model:
             core_question, instructions = yield from _counted(
-                decompose_steps(question, task=task), usage, emit
+                decompose_steps(question, task=task), usage, emit, task.count_tokens
             )
             task = self._task(core_question, instructions)
         first = self.store.open(self.store.collection(collection)[0])
@@ -203,12 +203,7 @@ class ReadingNodes:
         reference = references[span["document"]]
         text = self.store.open(reference)
         chunk = self._chunk(state, text, reference, len(references))
-        before = ReadingState(
-            memory=state["memory"],
-            plan=state["plan"],
-            evidence=state["evidence"],
-            tally=state["tally"],
-        )
+        before = _reading_state(state)
         held = self._quotes(references, before["evidence"])
         usage = state["usage"].copy()
         update = yield from _counted(
@@ -222,6 +217,7 @@ class ReadingNodes:
             ),
             usage,
             emit,
+            task.count_tokens,
         )
         usage["steps"] += 1
         if update.kind == "kept" and len(usage["unread_spans"]) < _UNREAD_LISTED:
@@ -242,6 +238,7 @@ class ReadingNodes:
         )
         return {
             **update.state,
+            "evidence": pack_evidence(update.state["evidence"]),
             "cursor": _after(span, reference),
             "span": None,
             "step": chunk.step + 1,
@@ -255,7 +252,7 @@ class ReadingNodes:
         emit({"type": "finalizing", "step": state["step"], "steps": state["step"]})
         validate = self.form.validate if self.form else None
         schema = self.form.schema if self.form else None
-        evidence = state["evidence"]
+        evidence = unpack_evidence(state["evidence"])
         if state["setup"]["strategy"] == "full":
             steps = full_steps(
                 task,
@@ -271,12 +268,7 @@ class ReadingNodes:
             steps = answer_steps(
                 task,
                 self.protocol,
-                ReadingState(
-                    memory=state["memory"],
-                    plan=state["plan"],
-                    evidence=evidence,
-                    tally=state["tally"],
-                ),
+                _reading_state(state),
                 step=state["step"],
                 quotes=[quote.text for quote in quotes],
                 validate=validate,
@@ -284,7 +276,7 @@ class ReadingNodes:
                 attempts=self.settings.reply_attempts,
             )
         try:
-            answer = yield from _counted(steps, usage, emit)
+            answer = yield from _counted(steps, usage, emit, task.count_tokens)
         except BadReply as bad:
             raise MalformedReplyError(
                 f"Asked for the answer {self.settings.reply_attempts} times, but {bad.reason}. "
@@ -309,7 +301,7 @@ class ReadingNodes:
             "structured_response": answer.structured,
             "citations": citations,
             "unsupported": checked.unsupported,
-            "evidence": evidence,
+            "evidence": pack_evidence(evidence),
             "usage": usage,
         }
 
@@ -526,6 +518,15 @@ class ReadingNodes:
         )
 
 
+def _reading_state(state: MemoryState) -> ReadingState:
+    return ReadingState(
+        memory=state["memory"],
+        plan=state["plan"],
+        evidence=unpack_evidence(state["evidence"]),
+        tally=state["tally"],
+    )
+
+
 def _after(span: Span, reference: DocumentReference) -> Cursor:
     if span["end_char"] >= reference["chars"]:
         return Cursor(document=span["document"] + 1, start_char=0, start_byte=0)
@@ -534,7 +535,9 @@ def _after(span: Span, reference: DocumentReference) -> Cursor:
     )
 
 
-def _counted(steps: Steps[Any], usage: Usage, emit: Emit) -> Steps[Any]:
+def _counted(
+    steps: Steps[Any], usage: Usage, emit: Emit, count_tokens: Callable[[str], int]
+) -> Steps[Any]:
     """`steps`, with every call added to `usage` and every repeated one told as an event."""
     request = advance(steps)
     while isinstance(request, Request):
@@ -550,7 +553,13 @@ def _counted(steps: Steps[Any], usage: Usage, emit: Emit) -> Steps[Any]:
             )
         reply = yield request
         usage["calls"] += 1
-        usage["input_tokens"] += reply.input_tokens
-        usage["output_tokens"] += reply.output_tokens
+        usage["input_tokens"] += (
+            count_tokens("\n".join(message["content"] for message in request.messages))
+            if reply.input_tokens is None
+            else reply.input_tokens
+        )
+        usage["output_tokens"] += (
+            count_tokens(reply.text) if reply.output_tokens is None else reply.output_tokens
+        )
         request = advance(steps, reply)
     return request.result

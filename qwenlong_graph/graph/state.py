@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NotRequired
 
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from qwenlong_graph.types import (
     CollectionReference,
@@ -16,7 +17,17 @@ from qwenlong_graph.types import (
     Usage,
 )
 
-__all__ = ["MemoryInput", "MemoryOutput", "MemoryState"]
+__all__ = [
+    "EvidenceRow",
+    "MemoryInput",
+    "MemoryOutput",
+    "MemoryState",
+    "pack_evidence",
+    "unpack_evidence",
+]
+
+EvidenceRow = list[int | str]
+"""[document, start_char, end_char, line]: an `Evidence` without its keys, a third of the bytes."""
 
 
 class MemoryInput(TypedDict):
@@ -36,7 +47,8 @@ class MemoryState(TypedDict, total=False):
     """What is checkpointed at each step; documents by reference, never their text.
 
     `cursor` is where the next chunk starts, `span` the chunk being read. `tally` counts
-    sentences for the relevance of the "extract" protocol. `setup` names what the reading depends
+    sentences for the relevance of the "extract" protocol. `evidence` is packed, since every
+    checkpoint holds all of the state again. `setup` names what the reading depends
     on, so that it cannot go on under another model or other sizes unnoticed.
     """
 
@@ -51,7 +63,7 @@ class MemoryState(TypedDict, total=False):
     span: Span | None
     memory: str
     plan: str
-    evidence: list[Evidence]
+    evidence: list[EvidenceRow]
     tally: dict[str, int]
     usage: Usage
     answer: str
@@ -79,5 +91,20 @@ class MemoryOutput(TypedDict):
     structured_response: Any
     memory: str
     plan: str
-    evidence: list[Evidence]
     usage: Usage
+
+
+def pack_evidence(evidence: Sequence[Evidence]) -> list[EvidenceRow]:
+    """Evidence as it is kept in the state."""
+    return [
+        [piece["document"], piece["start_char"], piece["end_char"], piece["line"]]
+        for piece in evidence
+    ]
+
+
+def unpack_evidence(rows: Sequence[EvidenceRow]) -> list[Evidence]:
+    """Evidence as the reading core takes it."""
+    return [
+        Evidence(document=int(document), start_char=int(start), end_char=int(end), line=str(line))
+        for document, start, end, line in rows
+    ]

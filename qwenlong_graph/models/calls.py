@@ -10,7 +10,6 @@ import contextlib
 import inspect
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from qwenlong_graph.errors import (
     ModelRefusedError,
     ModelUnavailableError,
 )
+from qwenlong_graph.reading.loop import Reply
 from qwenlong_graph.types import Message
 
 if TYPE_CHECKING:
@@ -30,20 +30,7 @@ if TYPE_CHECKING:
 
     from qwenlong_graph.models.connect import ConnectedModel
 
-__all__ = ["Reply", "aask", "ask", "is_retryable", "translate"]
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What the model said. Token counts are the server's, None where it reports none.
-
-    `is_truncated`: the reply ended because it reached its limit of tokens.
-    """
-
-    text: str
-    input_tokens: int | None
-    output_tokens: int | None
-    is_truncated: bool
+__all__ = ["aask", "ask", "is_retryable", "translate"]
 
 
 def ask(

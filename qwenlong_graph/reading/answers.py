@@ -71,14 +71,14 @@ def _claims_of_values(answer: str, quotes: Sequence[str]) -> list[UnsupportedCla
     for leaf in _leaves(parse_json(answer)):
         start = max(answer.find(leaf, place), 0)
         place = start
-        for claim in unsupported_claims(leaf, quotes):
-            claims.append(
-                {
-                    **claim,
-                    "start_index": claim["start_index"] + start,
-                    "end_index": claim["end_index"] + start,
-                }
-            )
+        claims.extend(
+            {
+                **claim,
+                "start_index": claim["start_index"] + start,
+                "end_index": claim["end_index"] + start,
+            }
+            for claim in unsupported_claims(leaf, quotes)
+        )
     return claims
 
 

@@ -214,6 +214,8 @@ def _readings(claim: Figure, figure: Figure, scale_notes: set[int]) -> Iterator[
     yield figure.value
     if not claim.unit:
         yield figure.value / figure.factor
+    elif not figure.unit:
+        yield figure.value * claim.factor
     for scale in scale_notes:
         if figure.scale == scale:
             yield figure.value / scale
@@ -391,41 +393,87 @@ def cite_sentences(answer: str, evidence: Sequence[str]) -> list[list[AnswerSpan
     """For each piece of evidence the spans of the answer's sentences that it supports.
 
     A sentence with an unsupported claim is given to none: a citation beside it would vouch for
-    the claim. Nor is one that denies what the evidence says, or turns it round.
+    the claim. Nor is one that denies what the evidence says, or turns it round. A sentence with
+    a computed figure is given to the pieces that its terms come from.
     """
-    held = _Held(evidence)
-    doubtful = [
-        claim["start_index"]
-        for claim in _unsupported(answer, held)
-        if claim["status"] == "unsupported"
-    ]
+    doubtful = _unsupported(answer, _Held(evidence))
+    pieces = [_Piece(text) for text in evidence]
     cited: list[list[AnswerSpan]] = [[] for _ in evidence]
     for start, end in sentence_spans(answer):
-        text = answer[start:end]
-        if any(start <= at < end for at in doubtful) or not text.strip():
+        text = answer[start:end].rstrip()
+        inside = [claim for claim in doubtful if start <= claim["start_index"] < end]
+        if not text or any(claim["status"] == "unsupported" for claim in inside):
             continue
-        span = AnswerSpan(start_index=start, end_index=start + len(text.rstrip()))
-        for number, piece in enumerate(held.texts):
-            if _supports(piece, text):
-                cited[number].append(span)
+        sentence = _Sentence(text, [claim["derivation"] or "" for claim in inside])
+        for number, piece in enumerate(pieces):
+            if _supports(piece, sentence):
+                cited[number].append(AnswerSpan(start_index=start, end_index=start + len(text)))
     return cited
 
 
-def _supports(piece: str, text: str) -> bool:
-    normalised, _, claims = _claims(text)
-    sentence = normalised.text
-    words = set(content_words(sentence))
-    theirs = set(content_words(piece))
-    shared = sum(any(same_word(word, other) for other in theirs) for word in words)
-    held = _Held([piece])
-    facts_held = sum(_is_held(claim, held) for claim in claims)
+class _Piece:
+    """One piece of evidence with its facts and words."""
+
+    def __init__(self, text: str) -> None:
+        self.held = _Held([text])
+        self.text = self.held.texts[0]
+        self.words = set(content_words(self.text))
+        self.facts = self.held.facts[0]
+
+
+class _Sentence:
+    """One sentence of an answer with its claims and words, and the terms of its computations."""
+
+    def __init__(self, text: str, derivations: Sequence[str]) -> None:
+        normalised, self.facts, self.claims = _claims(text)
+        self.text = normalised.text
+        self.words = set(content_words(self.text))
+        self.held = _Held([self.text])
+        self.terms = {term for shown in derivations for term in re.findall(r"[\d.,]*\d%?", shown)}
+
+
+def _supports(piece: _Piece, sentence: _Sentence) -> bool:
+    words = sentence.words
+    shared = sum(
+        word in piece.words or any(same_word(word, other) for other in piece.words)
+        for word in words
+    )
+    held = [claim for claim in sentence.claims if _is_held(claim, piece.held)]
+    terms = sum(_shown(figure.value, figure) in sentence.terms for figure in piece.facts.figures)
     coverage = shared / len(words) if words else 1.0
-    if not (
-        (facts_held and (coverage >= FACT_COVERAGE or (facts_held == len(claims) and shared)))
-        or (shared >= 2 and coverage >= WORD_COVERAGE and not claims)
-    ):
+    if _is_about_another(piece, sentence, held, terms):
         return False
-    return not is_spoken_otherwise(sentence, piece)
+    if held or terms:
+        is_whole = len(held) == len(sentence.claims) and shared > 0
+        is_near = coverage >= FACT_COVERAGE or is_whole or bool(terms)
+    else:
+        is_near = shared >= 2 and coverage >= WORD_COVERAGE and not sentence.claims
+    return is_near and not is_spoken_otherwise(sentence.text, piece.text)
+
+
+def _is_about_another(
+    piece: _Piece, sentence: _Sentence, held: Sequence[_Claim], terms: int
+) -> bool:
+    """True if most figures and dates of the sentence are others than those of the piece."""
+    missing = [
+        claim
+        for claim in sentence.claims
+        if claim not in held and not isinstance(claim, Name) and _has_rival(claim, piece, sentence)
+    ]
+    return len(missing) > terms + sum(not isinstance(claim, Name) for claim in held)
+
+
+def _has_rival(claim: _Claim, piece: _Piece, sentence: _Sentence) -> bool:
+    """True if the piece states a fact of the claim's kind which the sentence does not."""
+    if isinstance(claim, Date):
+        return any(not _holds_date(date, sentence.held) for date in piece.facts.dates)
+    if isinstance(claim, Code):
+        return any(not _holds_code(code, sentence.held) for code in piece.facts.codes)
+    return any(
+        not _holds_figure(figure, sentence.held, set())
+        for figure in piece.facts.figures
+        if isinstance(claim, Figure) and _agree(claim, figure)
+    )
 
 
 def _is_held(claim: _Claim, held: _Held) -> bool:

@@ -61,7 +61,7 @@ NEAR_SCORE = 0.75
 `tests/reading/test_evidence.py` the agreement checks alone keep every false one out; the score
 keeps out lines that say much more than the place does."""
 
-SHARE_OF_SENTENCE = 0.1
+SHARE_OF_SENTENCE = 0.15
 SHARE_OF_WINDOW = 0.2
 """Share of the content words of a sentence, or of a window of several, that the line must hold:
 in a long enough stretch a short line's words are found by chance."""

@@ -75,13 +75,13 @@ class Request:
 class Reply:
     """What the model said. `is_truncated`: it stopped at its limit of tokens.
 
-    Token counts are the server's, 0 where it reports none.
+    Token counts are the server's, None where it reports none.
     """
 
     text: str
     is_truncated: bool = False
-    input_tokens: int = 0
-    output_tokens: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
 
 
 @dataclass(frozen=True)

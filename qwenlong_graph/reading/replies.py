@@ -34,7 +34,10 @@ _PLACEHOLDER = re.compile(
 
 
 class BadReply(Exception):
-    """Says inside the core that a reply must not be used; `reason` is a short phrase for events and the journal."""
+    """Says inside the core that a reply must not be used.
+
+    `reason` is a short phrase for events and the journal.
+    """
 
     def __init__(self, reason: str) -> None:
         self.reason = reason

@@ -140,6 +140,11 @@ def test_a_table_in_thousands_supports_figures_written_out():
     assert unsupported("Net sales were 4,213,000.", ["Net sales 4,213"]) == ["4,213,000"]
 
 
+def test_a_bare_number_of_a_table_supports_one_with_its_unit():
+    assert unsupported("It made 500 tonnes in 5 minutes.", ["made | 500", "time | 5"]) == []
+    assert unsupported("It made 500 tonnes.", ["It made 500 kg."]) == ["500 tonnes"]
+
+
 def test_claims_are_counted_whether_supported_or_not():
     assert count_claims("In 1907 Roosevelt paid $5 and 12%.") == 4
     assert count_claims("1. Nothing was said [2].") == 0
@@ -183,6 +188,21 @@ def test_a_sentence_from_two_pieces_is_given_to_both():
     answer = "Sales were $12 in May and costs $30 in June."
     evidence = ["Sales in May: $12.", "Costs in June: $30.", "Sales in July: $70."]
     assert cited(answer, evidence) == [[answer], [answer], []]
+
+
+def test_a_piece_with_other_figures_in_the_same_words_is_not_cited():
+    answer = "In 1905 the mill made 190 tonnes, Anders Holm said."
+    evidence = [f"In {1900 + n} the mill made {n * 38} tonnes, Anders Holm said." for n in (4, 5)]
+    assert cited(answer, evidence) == [[], [answer]]
+
+
+def test_a_computed_figure_is_given_to_the_pieces_its_terms_come_from():
+    answer = "The total is $42."
+    assert cited(answer, ["A cost $12.", "B cost $30.", "The roof is red."]) == [
+        [answer],
+        [answer],
+        [],
+    ]
 
 
 @settings(max_examples=100, deadline=None)

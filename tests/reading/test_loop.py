@@ -58,7 +58,10 @@ def test_the_seed_of_a_call_depends_on_run_step_and_attempt_only():
 
 
 def test_a_failed_split_leaves_the_question_whole():
-    assert drive(decompose_steps("What is 7?", task=task()), script("no idea")) == ("What is 7?", "")
+    assert drive(decompose_steps("What is 7?", task=task()), script("no idea")) == (
+        "What is 7?",
+        "",
+    )
     cut = Reply("<core_question>What is 7?</core_question>", is_truncated=True)
     assert drive(decompose_steps("What is 7?", task=task()), script(cut)) == ("What is 7?", "")
 

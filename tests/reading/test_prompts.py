@@ -41,7 +41,9 @@ def test_the_models_own_special_tokens_do_not_survive():
     assert "@@END@@" not in neutralise("x @@END@@ y", ["@@END@@"])
 
 
-@pytest.mark.parametrize("text", ["a < b > c", "x[i] = <int>3", "The plan is simple.", "List<String>"])
+@pytest.mark.parametrize(
+    "text", ["a < b > c", "x[i] = <int>3", "The plan is simple.", "List<String>"]
+)
 def test_ordinary_text_is_left_alone(text):
     assert neutralise(text) == text
 

@@ -60,11 +60,16 @@ def cited(evidence, text: str = TEXT, start: int = 1_000) -> list[str]:
 
 def test_rewrite_takes_memory_plan_and_the_places_they_come_from():
     update = RewriteProtocol().apply_reply(
-        task(), start_state(), chunk(), reply("- The bridge at Orrin was paid for by the widow Hale.")
+        task(),
+        start_state(),
+        chunk(),
+        reply("- The bridge at Orrin was paid for by the widow Hale."),
     )
     assert update.kind == "complete"
     assert update.state["plan"] == "look on"
-    assert cited(update.state["evidence"]) == ["The bridge at Orrin was paid for by the widow Hale."]
+    assert cited(update.state["evidence"]) == [
+        "The bridge at Orrin was paid for by the widow Hale."
+    ]
     assert update.evidence_added == 1
 
 
@@ -146,7 +151,9 @@ def extract(text: str, *, state=None, of: Chunk | None = None, **changes):
 def test_extract_keeps_the_sentence_that_the_model_copies():
     update = extract("The bridge at Orrin was paid for by the widow Hale.")
     assert update.state["memory"] == "- The bridge at Orrin was paid for by the widow Hale."
-    assert cited(update.state["evidence"]) == ["The bridge at Orrin was paid for by the widow Hale."]
+    assert cited(update.state["evidence"]) == [
+        "The bridge at Orrin was paid for by the widow Hale."
+    ]
 
 
 def test_extract_keeps_the_source_and_not_the_models_words():

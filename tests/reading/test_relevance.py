@@ -74,4 +74,6 @@ def test_text_without_spaces_has_terms():
 def test_sentences_are_trimmed_ordered_and_lose_no_word(text):
     spans = sentences_of(text)
     assert all(text[start:end] == text[start:end].strip() != "" for start, end in spans)
-    assert "".join("".join(text[start:end].split()) for start, end in spans) == "".join(text.split())
+    assert "".join("".join(text[start:end].split()) for start, end in spans) == "".join(
+        text.split()
+    )

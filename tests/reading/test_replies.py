@@ -80,10 +80,9 @@ def test_an_empty_memory_is_fine_while_there_is_none():
 def test_any_text_gives_a_memory_with_content_or_is_refused(text, had_memory, is_truncated):
     try:
         reply = parse_update(text, had_memory=had_memory, is_truncated=is_truncated)
-    except BadReply as bad:
-        assert bad.reason
-    else:
-        assert reply.memory.strip() or not had_memory
+    except BadReply:
+        return
+    assert reply.memory.strip() or not had_memory
 
 
 @given(st.text(alphabet=st.characters(exclude_characters="<>`"), min_size=1).filter(str.strip))
@@ -111,12 +110,15 @@ def test_a_split_must_keep_the_questions_figures():
     lost = "<core_question>the largest debts</core_question><instructions>JSON</instructions>"
     assert parse_decomposition(lost, question=question) is None
     assert parse_decomposition("no idea", question=question) is None
-    none = "<core_question>List the 3 debts in 1907</core_question><instructions>None</instructions>"
+    none = (
+        "<core_question>List the 3 debts in 1907</core_question><instructions>None</instructions>"
+    )
     assert parse_decomposition(none, question=question) == ("List the 3 debts in 1907", "")
 
 
 @pytest.mark.parametrize(
-    "text", ['{"a": [1]}', '```json\n{"a": [1]}\n```', 'Sure: {"a": [1]} as asked', 'x {bad} {"a": [1]}']
+    "text",
+    ['{"a": [1]}', '```json\n{"a": [1]}\n```', 'Sure: {"a": [1]} as asked', 'x {bad} {"a": [1]}'],
 )
 def test_json_is_found_in_prose(text):
     assert parse_json(text) == {"a": [1]}
