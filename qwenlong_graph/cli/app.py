@@ -316,5 +316,6 @@ def _warn_of_tracing(console: Console) -> None:
                 f"Warning: {name} is set, so questions, prompts and with them the documents' texts "
                 "are sent to the tracing service. Unset it to keep them here.",
                 style="yellow",
+                soft_wrap=True,
             )
             return

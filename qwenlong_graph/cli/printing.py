@@ -256,4 +256,5 @@ def _indented(text: str, console: Console) -> Iterable[Text]:
     from rich.text import Text
 
     for line in Text(text).wrap(console, console.width - len(_INDENT)):
+        line.rstrip()
         yield Text(_INDENT).append(line)

@@ -153,7 +153,6 @@ _FOLDED_DECOMPOSITIONS = frozenset(
     for tag in ("compat", "wide", "narrow", "noBreak", "font", "initial", "medial", "final")
 )
 _SOFT_HYPHENS = "\u00ad\x02"  # the second is what some PDF readers give for it
-_SPACE = r"\s"
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from qwenlong_graph.cli.progress import LiveProgress, PlainProgress, Reading, SilentProgress
+
+
+class Clock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+STARTED = {"type": "started", "strategy": "memory", "steps": 4, "chars": 400}
+
+
+def chunk(step, *, document="a.txt", steps=4):
+    return {
+        "type": "chunk_started",
+        "step": step,
+        "steps": steps,
+        "document": document,
+        "start_char": 0,
+        "end_char": 100,
+        "tokens": 25,
+    }
+
+
+def updated(step, *, evidence=0, reply="complete"):
+    return {
+        "type": "memory_updated",
+        "step": step,
+        "start_char": 0,
+        "end_char": 100,
+        "reply": reply,
+        "memory_tokens": 12,
+        "evidence": evidence,
+    }
+
+
+RETRY = {"type": "retry", "step": 0, "attempt": 1, "reason": "the reply was empty"}
+ANSWERED = {"type": "answered", "found": True, "is_quoted": False}
+
+
+def console(width=80):
+    return Console(
+        file=io.StringIO(), width=width, highlight=False, markup=False, force_terminal=False
+    )
+
+
+class TestReading:
+    def test_adds_up_what_was_read_over_documents(self):
+        reading = Reading()
+        for event in (STARTED, chunk(0), updated(0), chunk(1, document="b.txt"), updated(1)):
+            reading.take(event)
+        assert (reading.share, reading.tokens_read, reading.document) == (0.5, 50, "b.txt")
+
+    def test_foresees_the_time_left_and_counts_it_down(self):
+        clock = Clock()
+        reading = Reading(clock)
+        reading.take(STARTED)
+        assert reading.left_s is None
+        clock.now += 10
+        reading.take(chunk(0))
+        reading.take(updated(0))
+        assert reading.left_s == 30
+        clock.now += 4
+        assert (reading.left_s, reading.elapsed_s) == (26, 14)
+        clock.now += 400
+        assert reading.left_s == 0
+
+    def test_tells_of_retries_and_unread_chunks_only_if_there_are_any(self):
+        reading = Reading()
+        reading.take(STARTED)
+        assert reading.findings() == ["0 tokens read", "memory 0 tokens", "0 quotes found"]
+        for event in (chunk(0), RETRY, RETRY, updated(0, evidence=1, reply="kept")):
+            reading.take(event)
+        assert reading.findings() == [
+            "25 tokens read",
+            "memory 12 tokens",
+            "1 quote found",
+            "2 retries",
+            "1 chunk without a usable reply",
+        ]
+
+    def test_passes_over_events_it_does_not_know(self):
+        reading = Reading()
+        reading.take({"type": "something new"})
+        assert reading.share == 0
+
+
+class TestPlain:
+    def test_a_long_reading_has_about_ten_lines(self):
+        shown = console()
+        progress = PlainProgress(shown)
+        progress.connected("m", documents=2)
+        progress.event({**STARTED, "chars": 50_000})
+        for step in range(500):
+            progress.event(chunk(step, steps=500))
+            progress.event(updated(step))
+        progress.event(ANSWERED)
+        lines = shown.file.getvalue().splitlines()
+        assert lines[0] == "Reading 2 documents (50,000 characters) with m, in about 4 chunks."
+        assert [line[:9] for line in lines[1:-1]] == [f" {n}0% read" for n in range(1, 10)]
+        assert lines[-1].startswith("Read 500 chunks in ")
+
+    def test_one_pass_is_told_as_such(self):
+        shown = console()
+        progress = PlainProgress(shown)
+        progress.connected("m", documents=1)
+        progress.event({**STARTED, "strategy": "full"})
+        progress.event(ANSWERED)
+        first, last = shown.file.getvalue().splitlines()
+        assert first.endswith("in one pass.")
+        assert last.startswith("Read everything in one pass in ")
+
+    def test_fetching_has_about_ten_lines(self):
+        shown = console()
+        progress = PlainProgress(shown)
+        for done in range(0, 93_000_001, 100_000):
+            progress.fetching(done, 93_000_000)
+        lines = shown.file.getvalue().splitlines()
+        assert len(lines) == 11
+        assert lines[-1] == "Fetching the embedded model, 93 of 93 MB."
+
+    def test_names_are_data(self):
+        shown = console()
+        progress = PlainProgress(shown)
+        progress.left_out("\x1b[31m[bold]", "the file is\x07 empty")
+        progress.connected("\x1bm", documents=1)
+        for event in (STARTED, chunk(0, document="\x1b[2J"), updated(0)):
+            progress.event(event)
+        assert not {"\x1b", "\x07"} & set(shown.file.getvalue())
+        assert "[bold]" in shown.file.getvalue()
+
+
+class TestLive:
+    def view(self, *events, width=80):
+        progress = LiveProgress(console())
+        progress.connected("m", documents=1)
+        for event in events:
+            progress.event(event)
+        shown = console(width)
+        shown.print(progress.view())
+        return shown.file.getvalue()
+
+    def test_shows_what_comes_before_reading(self):
+        assert "Reading 1 document with m ..." in self.view()
+
+    def test_shows_chunk_share_times_document_and_findings(self):
+        first, second = self.view(
+            STARTED, chunk(0), updated(0, evidence=3), chunk(1), RETRY
+        ).splitlines()
+        assert first.startswith("Reading chunk 2 of about 4 ")
+        assert "25%  0:00 elapsed, ~0:00 left" in first
+        assert second.rstrip() == (
+            "a.txt · 25 tokens read · memory 12 tokens · 3 quotes found · 1 retry"
+        )
+
+    def test_stays_within_two_lines_whatever_a_document_is_called(self):
+        shown = self.view(STARTED, chunk(0, document="x" * 200), updated(0), width=60)
+        assert len(shown.splitlines()) == 2
+        assert max(map(len, shown.splitlines())) <= 60
+
+    def test_shows_that_it_answers(self):
+        shown = self.view(STARTED, chunk(0), updated(0), {"type": "finalizing"})
+        assert "Answering from the memory of 12 tokens" in shown
+
+    def test_shows_fetching_until_the_next_thing_begins(self):
+        progress = LiveProgress(console())
+        progress.fetching(31_000_000, 93_000_000)
+        shown = console()
+        shown.print(progress.view())
+        progress.working("Starting the model embedded")
+        shown.print(progress.view())
+        fetching, working = shown.file.getvalue().splitlines()
+        assert "31 of 93 MB" in fetching
+        assert "Starting the model embedded ..." in working
+
+
+def test_silence_is_kept_but_for_what_was_left_out():
+    for hides, expected in ((True, 0), (False, 1)):
+        shown = console()
+        progress = SilentProgress(shown, hides_warnings=hides)
+        progress.working("Loading")
+        progress.fetching(1, 2)
+        progress.connected("m", documents=1)
+        progress.event(ANSWERED)
+        progress.left_out("a.txt", "it is empty")
+        assert shown.file.getvalue().count("\n") == expected
