@@ -121,12 +121,11 @@ def _connected(ask: Ask, progress: Progress) -> ConnectedModel:
     if ask.model == "embedded" and _has_embedded_extra():
         from qwenlong_graph.models.fetching import embedded_model_path
 
-        progress.working("Looking for the embedded model")
+        progress.working("Verifying the embedded model")
         # Fetched here rather than by `connect`, so that there is one progress display, not two.
         embedded_model_path(progress=progress.fetching)
-    progress.working(
-        f"Connecting to {ask.model}" if is_server else f"Starting the model {ask.model}"
-    )
+    name = "the embedded model" if ask.model == "embedded" else ask.model
+    progress.working(f"Connecting to {name}" if is_server else f"Starting {name}")
     return connect(
         ask.model,
         window=ask.window,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from qwenlong_graph.types import AnswerSpan, SourceCitation, UnsupportedClaim
 
 __all__ = [
+    "WIDTH_MAX",
     "answer_console",
     "as_object",
     "counted",
@@ -177,7 +178,7 @@ def _answer_blocks(answered: Answered) -> Iterable[Text]:
         yield Text(
             f"Not found: no passage of {documents} bears out what the model answered:", "bold"
         )
-        yield _marked(output["answer"], [], output["unsupported"])
+        yield Text(printable(output["answer"]), "yellow")
 
 
 def _marked(

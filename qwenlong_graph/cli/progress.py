@@ -11,13 +11,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
+from rich.console import Group
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from qwenlong_graph.cli.printing import counted, duration, printable
+from qwenlong_graph.cli.printing import WIDTH_MAX, counted, duration, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -56,6 +58,7 @@ class Reading:
         self._clock = clock
         self._began = clock()
         self._stepped = self._began
+        self._open_chars = 0
         self.strategy = "memory"
         self.chars = 0
         self.chars_read = 0
@@ -81,6 +84,7 @@ class Reading:
         elif kind == "chunk_started":
             self.step, self.steps = event["step"], event["steps"]
             self.document, self.tokens = event["document"], event["tokens"]
+            self._open_chars = event["end_char"] - event["start_char"]
         elif kind == "retry":
             self.retries += 1
         elif kind == "memory_updated":
@@ -105,11 +109,16 @@ class Reading:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the last chunk is read, None before the first one is."""
-        if not self.share:
+        """Seconds until the last chunk is read, None before the first one is.
+
+        Where the open chunk takes longer than others did, what the later ones will take remains.
+        """
+        if not self.chars_read:
             return None
-        at_last_step = (self._stepped - self._began) * (1 - self.share) / self.share
-        return max(0.0, at_last_step - (self._clock() - self._stepped))
+        pace_s = (self._stepped - self._began) / self.chars_read
+        unread = max(0, self.chars - self.chars_read)
+        counted_down = unread * pace_s - (self._clock() - self._stepped)
+        return max(counted_down, (unread - self._open_chars) * pace_s, 0.0)
 
     def chunk(self) -> str:
         """Which chunk is being read, of how many."""
@@ -308,13 +317,9 @@ class LiveProgress:
         if not reading.tokens:
             return self._spin(self._what)
         percent = f"{reading.share:.0%}  {reading.times()}"
-        lines = Table.grid(expand=False)
-        lines.add_row(
-            _bar_line(f"Reading {reading.chunk()}", reading.chars_read, reading.chars, percent)
-        )
-        findings = " · ".join([printable(reading.document), *reading.findings()])
-        lines.add_row(Text(findings, style="dim", no_wrap=True, overflow="ellipsis"))
-        return lines
+        bar = _bar_line(f"Reading {reading.chunk()}", reading.chars_read, reading.chars, percent)
+        findings = " · ".join([*reading.findings(), printable(reading.document)])
+        return Group(bar, Text(findings, style="dim", no_wrap=True, overflow="ellipsis"))
 
     def _spin(self, what: str) -> RenderableType:
         self._spinner.update(text=Text(f"{printable(what)} ...", no_wrap=True, overflow="ellipsis"))
@@ -322,13 +327,13 @@ class LiveProgress:
 
 
 def _bar_line(label: str, done: int, total: int, after: str) -> RenderableType:
-    line = Table.grid(padding=(0, 1), expand=False)
-    line.add_row(
-        Text(label, no_wrap=True),
-        ProgressBar(total=total, completed=done, width=20),
-        Text(after, no_wrap=True),
-    )
-    return line
+    """The bar takes the room that the words leave it."""
+    line = Table.grid(padding=(0, 1), expand=True)
+    line.add_column(no_wrap=True)
+    line.add_column(ratio=1)
+    line.add_column(no_wrap=True)
+    line.add_row(Text(label), ProgressBar(total=total, completed=done), Text(after))
+    return Constrain(line, WIDTH_MAX)
 
 
 def _left_out(name: str, reason: str) -> Text:

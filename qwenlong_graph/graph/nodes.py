@@ -457,8 +457,10 @@ class ReadingNodes:
         if wanted == "memory":
             return "memory"
         limit = task.budget.full_tokens
-        if wanted == "auto" and limit <= task.budget.chunk_tokens:
-            return "memory"
+        if wanted == "auto":
+            limit = min(limit, self.settings.full_tokens_max)
+            if limit <= 0:
+                return "memory"
         size = self._full_tokens(collection, task)
         if size is not None and size <= limit:
             return "full"
@@ -467,8 +469,8 @@ class ReadingNodes:
         found = f"{size:,}" if size is not None else f"far more than {limit:,}"
         raise DocumentTooLargeError(
             f'Strategy "full" reads everything in one pass: the documents take {found} tokens and '
-            f"{limit:,} fit (the model's window is {self.model.window:,}, full_tokens_max "
-            f'{self.settings.full_tokens_max:,}). Use strategy "memory" or "auto".'
+            f"{limit:,} fit (the model's window is {self.model.window:,}, prompt and answer "
+            f'included). Use strategy "memory" or "auto".'
         )
 
     def _full_tokens(self, collection: CollectionReference, task: ReadingTask) -> int | None:

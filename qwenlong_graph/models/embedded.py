@@ -33,6 +33,7 @@ EMBEDDED_SETTINGS: Mapping[str, Any] = {
     "protocol": "extract",
     "temperature": 0.0,
     "chunk_tokens": 700,
+    "full_tokens_max": 0,
 }
 """Settings that suit a model of 135M parameters."""
 

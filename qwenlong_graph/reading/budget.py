@@ -42,8 +42,8 @@ class ReadingSettings(BaseModel):
     """How to read. Frozen; what is not given is derived from the model and its window.
 
     Sizes are tokens. `temperature` and `top_p` None leave the model's own. A call's seed is
-    derived from (`seed`, step, attempt), so that a repeated step repeats itself. `chunk_tokens`
-    counts the chunk's text; a size that is given and does not fit the window is an error, never
+    derived from (`seed`, step, attempt), so that a repeated step repeats itself. Strategy "auto"
+    reads in one pass what has at most `full_tokens_max` tokens and fits. `chunk_tokens` counts the chunk's text; a size that is given and does not fit the window is an error, never
     silently lowered.
 
     Raises:
@@ -151,7 +151,7 @@ def derive_budget(
         plan_tokens=plan_tokens,
         output_tokens=output,
         answer_tokens=answer,
-        full_tokens=max(0, min(settings.full_tokens_max, window - fixed - answer)),
+        full_tokens=max(0, window - fixed - answer),
     )
 
 

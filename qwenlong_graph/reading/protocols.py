@@ -243,6 +243,7 @@ class ExtractProtocol:
     unaided_coverage = 0.4
     sentences_per_reply = 4
     notes_for_answer = 6
+    share_of_best = 0.6
 
     def update_messages(
         self, task: ReadingTask, state: ReadingState, chunk: Chunk
@@ -347,11 +348,17 @@ class ExtractProtocol:
         )
 
     def best_notes(self, task: ReadingTask, state: ReadingState) -> list[str]:
-        """The most relevant lines of memory, in reading order."""
+        """The most relevant lines of memory, in reading order.
+
+        What is far less relevant than the best line is left out: it would only lead a small
+        model astray.
+        """
         weights = term_weights(task.core_question, state["tally"])
         lines = _lines(state["memory"])
-        best = sorted(range(len(lines)), key=lambda i: (-coverage(lines[i], weights), i))
-        return [lines[i] for i in sorted(best[: self.notes_for_answer])]
+        shares = [coverage(line, weights) for line in lines]
+        best = sorted(range(len(lines)), key=lambda i: (-shares[i], i))[: self.notes_for_answer]
+        least = self.share_of_best * max(shares, default=0.0)
+        return [lines[i] for i in sorted(best) if shares[i] >= least]
 
 
 def protocol_named(name: str) -> ReadingProtocol:

@@ -30,6 +30,7 @@ SENTENCES = "*"
 _WORD = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?")
 # Capitalised words that do not open the question, and figures.
 _NAME = re.compile(r"(?<=[^\s.?!][ \n(\"'“‘])[^\W\d_a-z][^\W_]+|\d[\d.,:/-]*\d")
+_RARE_NAME_SENTENCES = 3
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 _STOP = frozenset(
     """a about after all also am an and any are as at be because been before being between both
@@ -124,16 +125,19 @@ def tally_sentences(
 
 
 def term_weights(question: str, tally: Mapping[str, int]) -> dict[str, float]:
-    """The weight of each term of `question`: the logarithm of how rare it was, names twice.
+    """The weight of each term of `question`: the logarithm of how rare it was, rare names twice.
 
     A paraphrase keeps names and changes the rest; a passage on another subject does the reverse.
+    Names that run through the whole document tell no more than other words.
     """
     sentences = tally.get(SENTENCES, 0)
     names = {_stem(name) for name in _NAME.findall(question)}
-    return {
-        term: math.log((sentences + 2) / (tally.get(term, 0) + 1)) * (2.0 if term in names else 1.0)
-        for term in question_terms(question)
-    }
+    weights: dict[str, float] = {}
+    for term in question_terms(question):
+        seen = tally.get(term, 0)
+        is_rare_name = term in names and seen <= _RARE_NAME_SENTENCES
+        weights[term] = math.log((sentences + 2) / (seen + 1)) * (2.0 if is_rare_name else 1.0)
+    return weights
 
 
 def coverage(sentence: str, weights: Mapping[str, float]) -> float:

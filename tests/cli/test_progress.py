@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from qwenlong_graph.cli.progress import LiveProgress, PlainProgress, Reading, SilentProgress
@@ -70,8 +71,17 @@ class TestReading:
         assert reading.left_s == 30
         clock.now += 4
         assert (reading.left_s, reading.elapsed_s) == (26, 14)
+
+    def test_foresees_the_later_chunks_even_where_the_open_one_overruns(self):
+        clock = Clock()
+        reading = Reading(clock)
+        reading.take(STARTED)
+        reading.take(chunk(0))
+        clock.now += 10
+        reading.take(updated(0))
+        reading.take(chunk(1))
         clock.now += 400
-        assert reading.left_s == 0
+        assert reading.left_s == 20
 
     def test_tells_of_retries_and_unread_chunks_only_if_there_are_any(self):
         reading = Reading()
@@ -158,13 +168,16 @@ class TestLive:
         assert first.startswith("Reading chunk 2 of about 4 ")
         assert "25%  0:00 elapsed, ~0:00 left" in first
         assert second.rstrip() == (
-            "a.txt · 25 tokens read · memory 12 tokens · 3 quotes found · 1 retry"
+            "25 tokens read · memory 12 tokens · 3 quotes found · 1 retry · a.txt"
         )
 
-    def test_stays_within_two_lines_whatever_a_document_is_called(self):
-        shown = self.view(STARTED, chunk(0, document="x" * 200), updated(0), width=60)
-        assert len(shown.splitlines()) == 2
-        assert max(map(len, shown.splitlines())) <= 60
+    @pytest.mark.parametrize("width", [20, 60, 80, 200])
+    def test_stays_within_two_lines_whatever_a_document_is_called(self, width):
+        events = (STARTED, chunk(0, document="x" * 200), updated(0), chunk(1))
+        first, second = self.view(*events, width=width).splitlines()
+        assert max(len(first), len(second)) <= width
+        assert first.startswith("Reading ")
+        assert second.startswith("25 tokens read")
 
     def test_shows_that_it_answers(self):
         shown = self.view(STARTED, chunk(0), updated(0), {"type": "finalizing"})
@@ -175,11 +188,11 @@ class TestLive:
         progress.fetching(31_000_000, 93_000_000)
         shown = console()
         shown.print(progress.view())
-        progress.working("Starting the model embedded")
+        progress.working("Starting the embedded model")
         shown.print(progress.view())
         fetching, working = shown.file.getvalue().splitlines()
         assert "31 of 93 MB" in fetching
-        assert "Starting the model embedded ..." in working
+        assert "Starting the embedded model ..." in working
 
 
 def test_silence_is_kept_but_for_what_was_left_out():

@@ -1,0 +1,57 @@
+"""The real embedded model over short real texts, end to end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from langchain_core.documents import Document
+
+from qwenlong_graph import create_memory_agent
+
+pytestmark = pytest.mark.end_to_end
+
+MESSAGE = Path(__file__).parents[2] / "examples" / "data" / "state-of-the-union-1946.txt"
+PLANTED = "Margaret Ellison keeps exactly forty-two beehives behind the old mill of Aldbury."
+QUESTION = "How many beehives does Margaret Ellison keep behind the old mill of Aldbury?"
+
+
+@pytest.fixture(scope="module")
+def passage() -> str:
+    """About 2,000 tokens of a real text: three chunks."""
+    return MESSAGE.read_text(encoding="utf-8")[30_000:39_000]
+
+
+@pytest.fixture(scope="module")
+def agent(embedded_model, tmp_path_factory):
+    return create_memory_agent(embedded_model, document_dir=tmp_path_factory.mktemp("store"))
+
+
+@pytest.mark.parametrize("place", [0.1, 0.5, 0.9])
+def test_a_planted_sentence_is_found_and_cited_exactly(agent, passage, place):
+    border = passage.index(". ", int(len(passage) * place)) + 2
+    text = f"{passage[:border]}{PLANTED} {passage[border:]}"
+    output = agent.invoke({"question": QUESTION, "documents": [Document(text)]})
+    assert output["found"] is True
+    assert PLANTED in [citation["cited_text"] for citation in output["citations"]]
+    for citation in output["citations"]:
+        assert text[citation["start_char"] : citation["end_char"]] == citation["cited_text"]
+    assert "forty-two" in output["answer"] or "42" in output["answer"]
+    assert output["unsupported"] == []
+
+
+def test_nothing_planted_is_not_found_and_nothing_is_invented(agent, passage):
+    output = agent.invoke({"question": QUESTION, "documents": [Document(passage)]})
+    assert output["found"] is False
+    assert output["citations"] == []
+    assert output["memory"] == ""
+
+
+async def test_two_documents_are_told_apart(agent, passage):
+    documents = [
+        Document(passage[:3_000], metadata={"title": "message.txt"}),
+        Document(f"A note. {PLANTED} It is late.", metadata={"title": "note.txt"}),
+    ]
+    output = await agent.ainvoke({"question": QUESTION, "documents": documents})
+    (citation,) = output["citations"]
+    assert (citation["document_title"], citation["cited_text"]) == ("note.txt", PLANTED)
