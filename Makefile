@@ -1,6 +1,6 @@
 # What `make ask` asks. Override on the command line:
 #   make ask QUESTION="Who signed the lease?" FILE=lease.pdf MODEL=http://127.0.0.1:8080
-QUESTION := To how many cents an hour should the minimum wage be raised immediately?
+QUESTION := How many displaced persons now remain in the United States zone?
 FILE := examples/data/state-of-the-union-1946.txt
 MODEL := embedded
 

@@ -289,6 +289,7 @@ class ReadingNodes:
         checked = check_answer(
             answer.text,
             [quote.text for quote in quotes],
+            question=state["core_question"],
             is_structured=answer.structured is not None,
         )
         citations = [

@@ -43,24 +43,28 @@ class CheckedAnswer:
 
 
 def check_answer(
-    answer: str, quotes: Sequence[str], *, is_structured: bool = False
+    answer: str, quotes: Sequence[str], *, question: str = "", is_structured: bool = False
 ) -> CheckedAnswer:
     """Ties the sentences of `answer` to `quotes` and lists the claims that stand in none.
 
-    Quotes that support no sentence are left out, unless none supports any: then all are listed,
-    since they are what the answer was made from. Without quotes nothing was found, whatever the
-    answer says.
+    Quotes that support no sentence are left out. A short answer ("460,000") makes no sentence
+    that could be tied: it is tied whole to the quotes that hold it beside the words of the
+    `question`. If nothing can be tied, all quotes are listed, since the answer was made from
+    them. Without quotes nothing was found, whatever the answer says.
     """
     if says_not_found(answer) or not answer.strip():
         return CheckedAnswer(NOT_FOUND_ANSWER, False, [], [])
+    find_claims = _claims_of_values if is_structured else unsupported_claims
+    claims = find_claims(answer, quotes)
     spans = cite_sentences(answer, quotes)
     cited = [(index, spans[index]) for index in range(len(quotes)) if spans[index]]
     cited.sort(key=lambda pair: (pair[1][0]["start_index"], pair[0]))
+    if not cited and not any(claim["status"] == "unsupported" for claim in claims):
+        held = points_to(answer, quotes, weights=term_weights(question, {}))
+        whole = AnswerSpan(start_index=0, end_index=len(answer.rstrip()))
+        cited = sorted((index, [whole]) for index, score in held if score >= held[0][1])
     if not cited:
         cited = [(index, []) for index in range(len(quotes))]
-    claims = (
-        _claims_of_values(answer, quotes) if is_structured else unsupported_claims(answer, quotes)
-    )
     return CheckedAnswer(answer, bool(quotes), cited, claims)
 
 

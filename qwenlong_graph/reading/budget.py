@@ -41,10 +41,11 @@ _TEMPLATE_TOKENS = 48
 class ReadingSettings(BaseModel):
     """How to read. Frozen; what is not given is derived from the model and its window.
 
-    Sizes are tokens. `temperature` and `top_p` None leave the model's own. A call's seed is
-    derived from (`seed`, step, attempt), so that a repeated step repeats itself. Strategy "auto"
-    reads in one pass what has at most `full_tokens_max` tokens and fits. `chunk_tokens` counts the chunk's text; a size that is given and does not fit the window is an error, never
-    silently lowered.
+    Sizes are tokens; `chunk_tokens` counts the chunk's text. A size that is given and does not
+    fit the window is an error, never silently lowered. Strategy "auto" reads in one pass what
+    fits and has at most `full_tokens_max` tokens. `temperature` and `top_p` None leave the
+    model's own. A call's seed is derived from (`seed`, step, attempt), so that a repeated step
+    repeats itself.
 
     Raises:
         SettingsError: a value is out of range or the name of a setting is unknown.

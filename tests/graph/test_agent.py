@@ -293,7 +293,6 @@ def test_the_checkpoint_holds_no_document_text_and_stays_small(tmp_path):
             "ORDER BY checkpoint_id DESC LIMIT 20 OFFSET 2)"
         ).fetchone()[0]
     per_chunk = (sum(sizes) + writes) / 10  # two checkpoints a chunk
-    print("bytes", per_chunk)
     assert per_chunk < 20_000
 
 

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from qwenlong_graph.reading.answers import (
+    NOT_FOUND_ANSWER,
+    check_answer,
+    find_support,
+    repeats_nothing,
+)
+from qwenlong_graph.reading.evidence import SourceText
+
+QUESTION = "How many displaced persons remain in the zone?"
+QUOTES = [
+    "Refugees and displaced persons from Europe were admitted.",
+    "Of 3,500,000 displaced persons found in the zone only 460,000 remain.",
+]
+
+
+def test_a_short_answer_is_tied_to_the_quote_that_holds_it():
+    checked = check_answer("460,000", QUOTES, question=QUESTION)
+    assert checked.cited == [(1, [{"start_index": 0, "end_index": 7}])]
+    assert (checked.found, checked.unsupported) == (True, [])
+
+
+def test_a_sentence_is_tied_and_quotes_beside_the_point_are_left_out():
+    answer = "Only 460,000 displaced persons remain in the zone."
+    checked = check_answer(answer, QUOTES, question=QUESTION)
+    assert [index for index, _ in checked.cited] == [1]
+    (span,) = checked.cited[0][1]
+    assert answer[span["start_index"] : span["end_index"]] == answer
+
+
+def test_a_wrong_figure_is_tied_to_nothing_and_listed():
+    checked = check_answer("470,000", QUOTES, question=QUESTION)
+    assert [claim["text"] for claim in checked.unsupported] == ["470,000"]
+    assert all(spans == [] for _, spans in checked.cited)
+
+
+def test_without_quotes_nothing_was_found():
+    assert check_answer("460,000", [], question=QUESTION).found is False
+
+
+def test_the_agreed_word_becomes_a_plain_sentence():
+    for answer in ("NOT FOUND", "not found.", ""):
+        checked = check_answer(answer, QUOTES, question=QUESTION)
+        assert (checked.answer, checked.found, checked.cited) == (NOT_FOUND_ANSWER, False, [])
+
+
+def test_claims_of_a_json_answer_are_those_of_its_values():
+    answer = '{"Displaced Persons": 460000, "Source": ["Anna Marshall"], "is_final": true}'
+    checked = check_answer(answer, QUOTES, question=QUESTION, is_structured=True)
+    assert [claim["text"] for claim in checked.unsupported] == ["Anna Marshall"]
+    (claim,) = checked.unsupported
+    assert answer[claim["start_index"] : claim["end_index"]] == "Anna Marshall"
+
+
+def test_an_answer_that_says_nothing_new_is_noticed():
+    assert repeats_nothing("Displaced persons remain.", question=QUESTION, quotes=QUOTES)
+    assert not repeats_nothing("460,000 remain.", question=QUESTION, quotes=QUOTES)
+
+
+def test_support_for_a_short_answer_is_found_in_whole_documents():
+    text = " ".join(["The winter was long.", *QUOTES, "It rained."])
+    sources = [SourceText(document=4, start_char=0, text=text)]
+    (piece,) = find_support("460,000", question=QUESTION, sources=sources)
+    assert text[piece["start_char"] : piece["end_char"]] == QUOTES[1]
+    assert piece["document"] == 4
+    assert find_support("The moon.", question=QUESTION, sources=sources) == []
