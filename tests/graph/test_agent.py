@@ -259,7 +259,7 @@ def test_resuming_with_another_setup_is_refused_with_the_difference(tmp_path):
 
 def test_the_checkpoint_holds_no_document_text_and_stays_small(tmp_path):
     facts = [
-        f"Ledger entry {n}: in that week of the long winter the miller of Orrin paid {n * 7} crowns "
+        f"Ledger entry {n}: in that week of the winter the miller of Orrin paid {n * 7} crowns "
         f"to the widow Hale for the use of the bridge."
         for n in range(31)
     ]
