@@ -108,6 +108,7 @@ def as_object(answered: Answered) -> dict[str, Any]:
         "core_question": output["core_question"],
         "answer": output["answer"],
         "found": output["found"],
+        "is_quoted": output["is_quoted"],
         "citations": output["citations"],
         "unsupported": output["unsupported"],
         "structured_response": output["structured_response"],
@@ -172,6 +173,8 @@ def _answer_blocks(answered: Answered) -> Iterable[Text]:
         yield Text(printable(json.dumps(structured, ensure_ascii=False, indent=2)))
     elif output["found"]:
         yield _marked(output["answer"], output["citations"], output["unsupported"])
+        if output["is_quoted"]:
+            yield Text("(Quoted: the model's own answer was not borne out by the text.)", "dim")
     elif output["answer"] == NOT_FOUND_ANSWER:
         yield Text(f"Not found: nothing in {documents} bears on this question.", "bold")
     else:

@@ -104,6 +104,11 @@ class Reading:
         return min(1.0, self.chars_read / self.chars) if self.chars else 0.0
 
     @property
+    def percent(self) -> int:
+        """The share in whole percent, 100 only when all is read."""
+        return int(self.share * 100)
+
+    @property
     def elapsed_s(self) -> float:
         return self._clock() - self._began
 
@@ -237,9 +242,11 @@ class PlainProgress:
             tokens, *others = reading.findings()
             self._tell_tenth(
                 reading.share,
-                f"{reading.share:4.0%} read, {reading.chunk()} ({printable(reading.document)}): "
+                f"{reading.percent:3}% read, {reading.chunk()} ({printable(reading.document)}): "
                 f"{', '.join([tokens, *others])}; {reading.times()}.",
             )
+        elif kind == "server_failed":
+            self._tell(_server_failed(event))
         elif kind == "answered":
             self._tell(reading.summary(self._model_name))
 
@@ -300,7 +307,9 @@ class LiveProgress:
         """Brings the lines up to date; a summary stays at the end."""
         reading = self._reading
         reading.take(event)
-        if event["type"] == "answered":
+        if event["type"] == "server_failed":
+            self._console.print(Text(_server_failed(event), style="yellow"))
+        elif event["type"] == "answered":
             self._console.print(Text(f"{reading.summary(self._model_name)}\n", style="dim"))
         self._live.refresh()
 
@@ -316,7 +325,7 @@ class LiveProgress:
             return self._spin(f"Answering from the memory of {reading.memory_tokens:,} tokens")
         if not reading.tokens:
             return self._spin(self._what)
-        percent = f"{reading.share:.0%}  {reading.times()}"
+        percent = f"{reading.percent}%  {reading.times()}"
         bar = _bar_line(f"Reading {reading.chunk()}", reading.chars_read, reading.chars, percent)
         findings = " · ".join([*reading.findings(), printable(reading.document)])
         return Group(bar, Text(findings, style="dim", no_wrap=True, overflow="ellipsis"))
@@ -342,3 +351,7 @@ def _left_out(name: str, reason: str) -> Text:
 
 def _megabytes(done_bytes: int, total_bytes: int) -> str:
     return f"{done_bytes / _MEGABYTE:.0f} of {total_bytes / _MEGABYTE:.0f} MB"
+
+
+def _server_failed(event: Mapping[str, Any]) -> str:
+    return f"{printable(event['message'])} Trying again; what was read is kept meanwhile."

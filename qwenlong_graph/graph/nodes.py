@@ -7,9 +7,10 @@ A node that fails leaves the state as it was: nothing is returned before all of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -22,12 +23,13 @@ from qwenlong_graph.documents.tokens import chars_per_token
 from qwenlong_graph.errors import (
     DocumentTooLargeError,
     MalformedReplyError,
+    ModelError,
     QuestionError,
     RunError,
 )
 from qwenlong_graph.graph.forms import AnswerForm
 from qwenlong_graph.graph.state import MemoryState, pack_evidence, unpack_evidence
-from qwenlong_graph.models.calls import aask, ask
+from qwenlong_graph.models.calls import aask, ask, is_retryable
 from qwenlong_graph.models.connect import ConnectedModel
 from qwenlong_graph.reading.answers import check_answer, find_support
 from qwenlong_graph.reading.budget import Budget, ReadingSettings, derive_budget
@@ -158,6 +160,7 @@ class ReadingNodes:
             "usage": usage,
             "answer": "",
             "found": False,
+            "is_quoted": False,
             "structured_response": None,
             "citations": [],
             "unsupported": [],
@@ -299,6 +302,7 @@ class ReadingNodes:
         return {
             "answer": checked.answer,
             "found": checked.found,
+            "is_quoted": answer.is_quoted,
             "structured_response": answer.structured,
             "citations": citations,
             "unsupported": checked.unsupported,
@@ -312,17 +316,20 @@ class ReadingNodes:
         name = body.__name__.removeprefix("_")
 
         def run(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
-            steps = body(state, get_runtime().stream_writer)
-            return drive(steps, lambda request: self._ask(request, config))
+            emit = get_runtime().stream_writer
+            with _told(emit):
+                return drive(body(state, emit), lambda request: self._ask(request, config))
 
         async def arun(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
             # Reading files, counting over HTTP and aligning evidence would block the event loop.
-            steps = body(state, get_runtime().stream_writer)
-            request = await asyncio.to_thread(advance, steps)
-            while isinstance(request, Request):
-                reply = await self._aask(request, config)
-                request = await asyncio.to_thread(advance, steps, reply)
-            return request.result
+            emit = get_runtime().stream_writer
+            steps = body(state, emit)
+            with _told(emit):
+                request = await asyncio.to_thread(advance, steps)
+                while isinstance(request, Request):
+                    reply = await self._aask(request, config)
+                    request = await asyncio.to_thread(advance, steps, reply)
+                return request.result
 
         return RunnableLambda(run, arun, name=name)
 
@@ -519,6 +526,17 @@ class ReadingNodes:
             end_page=end_page,
             answer_spans=spans,
         )
+
+
+@contextlib.contextmanager
+def _told(emit: Emit) -> Iterator[None]:
+    """Tells of a server's failure before LangGraph's retry policy waits in silence."""
+    try:
+        yield
+    except ModelError as error:
+        if is_retryable(error):
+            emit({"type": "server_failed", "error": type(error).__name__, "message": str(error)})
+        raise
 
 
 def _reading_state(state: MemoryState) -> ReadingState:

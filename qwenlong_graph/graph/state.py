@@ -68,6 +68,7 @@ class MemoryState(TypedDict, total=False):
     usage: Usage
     answer: str
     found: bool
+    is_quoted: bool
     structured_response: Any
     citations: list[SourceCitation]
     unsupported: list[UnsupportedClaim]
@@ -76,7 +77,8 @@ class MemoryState(TypedDict, total=False):
 class MemoryOutput(TypedDict):
     """What a caller gets.
 
-    `found` is False when nothing in the documents bears on the question. `structured_response`
+    `found` is False when nothing in the documents bears on the question. `is_quoted`: the model's
+    own words were not borne out, and the answer is the best quotes instead. `structured_response`
     is the answer in the form of `response_format` as plain JSON values, else None.
     """
 
@@ -86,6 +88,7 @@ class MemoryOutput(TypedDict):
     documents: list[CollectionReference]
     answer: str
     found: bool
+    is_quoted: bool
     citations: list[SourceCitation]
     unsupported: list[UnsupportedClaim]
     structured_response: Any

@@ -44,6 +44,7 @@ def printed(answer, *, width=80, colours=False, **output):
     output = {
         "answer": answer,
         "found": True,
+        "is_quoted": False,
         "citations": [],
         "unsupported": [],
         "structured_response": None,
@@ -167,3 +168,8 @@ def test_shortened_text_fits_and_keeps_both_ends(text, limit):
 )
 def test_durations_read_like_a_clock(seconds, shown):
     assert duration(seconds) == shown
+
+
+def test_quotes_in_place_of_an_answer_are_called_so():
+    assert "(Quoted:" in printed(ANSWER, is_quoted=True)
+    assert "(Quoted:" not in printed(ANSWER)

@@ -97,6 +97,14 @@ class TestReading:
             "1 chunk without a usable reply",
         ]
 
+    def test_shows_100_percent_only_when_all_is_read(self):
+        reading = Reading()
+        reading.take({**STARTED, "chars": 10_001})
+        reading.take({**updated(0), "end_char": 10_000})
+        assert reading.percent == 99
+        reading.take({**updated(1), "end_char": 1})
+        assert reading.percent == 100
+
     def test_passes_over_events_it_does_not_know(self):
         reading = Reading()
         reading.take({"type": "something new"})

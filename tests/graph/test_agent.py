@@ -210,10 +210,16 @@ def test_each_call_has_its_own_repeatable_seed(tmp_path):
 def test_a_server_that_comes_back_costs_nothing(tmp_path):
     away = ModelUnavailableError("away")
     replies = [SPLIT, away, reply(f"- {FACT}"), away, "The widow Hale."]
-    output = agent_with(scripted(replies), tmp_path, retry_policy=FAST).invoke(
-        {"question": QUESTION, "documents": [Document(FACT, metadata={"title": "annals"})]}
-    )
+    agent = agent_with(scripted(replies), tmp_path, retry_policy=FAST)
+    given = {"question": QUESTION, "documents": [Document(FACT, metadata={"title": "annals"})]}
+    told = []
+    for mode, event in agent.stream(given, stream_mode=["custom", "values"]):
+        if mode == "values":
+            output = event
+        elif event["type"] == "server_failed":
+            told.append(event["error"])
     assert_answered(output, FACT)
+    assert told == ["ModelUnavailableError"] * 2
 
 
 def test_a_server_that_stays_away_is_an_error_that_keeps_the_work(tmp_path):
