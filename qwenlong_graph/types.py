@@ -131,11 +131,15 @@ class UnsupportedClaim(TypedDict):
 
 
 class Usage(TypedDict):
-    """What a run has cost so far; tokens as the server reports them, else counted here."""
+    """What a run has cost so far; tokens as the server reports them, else counted here.
+
+    `unread` chunks got no usable reply; the first hundred of them are in `unread_spans`.
+    """
 
     steps: int
     calls: int
     retries: int
     input_tokens: int
     output_tokens: int
+    unread: int
     unread_spans: list[Span]

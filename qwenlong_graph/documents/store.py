@@ -127,6 +127,8 @@ class DocumentStore:
                 about = f"the page map of {reference['title']!r}"
                 pages.extend(json.loads(self._read_verified("pages", key[1] or "", about)))
             opened = StoredText(self._path("texts", key[0]), reference, pages)
+            if len(self._opened) >= 256:
+                self._opened.clear()  # verified again when next opened
             self._opened[key] = opened
         else:
             opened.verify_if_changed()

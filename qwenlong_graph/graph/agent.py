@@ -7,14 +7,16 @@ START -> decompose -> read_chunk -> update_memory -> read_chunk ... -> finalize 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
-from langgraph.types import RetryPolicy
+from langgraph.types import Command, RetryPolicy
 
 from qwenlong_graph.documents.loading import ingest
 from qwenlong_graph.documents.store import DocumentStore, default_data_dir
@@ -54,6 +56,8 @@ DEFAULT_RETRY_POLICY = RetryPolicy(
 # turns of an agent and would cut a document off. langchain-core writes 25 into every config.
 _RECURSION_LIMIT = 1_000_000_000
 
+_RESUMING = "__pregel_resuming"  # LangGraph's key; it does not export the name
+
 
 class MemoryGraph(StateGraph[MemoryState, None, MemoryInput, MemoryOutput]):
     """The uncompiled graph. `compile` gives a `MemoryAgent`, whoever calls it."""
@@ -78,20 +82,34 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
     ) -> Iterator[Any]:
         """Pregel.stream."""
         self._require_checkpointer(config, is_async=False)
-        return super().stream(self._by_reference(input), _unlimited(config), **kwargs)
+        return super().stream(self._by_reference(input, config), _unlimited(config), **kwargs)
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
         """Pregel.astream."""
         self._require_checkpointer(config, is_async=True)
-        stored = await asyncio.to_thread(self._by_reference, input)
-        async for event in super().astream(stored, _unlimited(config), **kwargs):
-            yield event
+        stored = await asyncio.to_thread(self._by_reference, input, config)
+        streamed = cast(
+            "AsyncGenerator[Any, None]", super().astream(stored, _unlimited(config), **kwargs)
+        )
+        async with contextlib.aclosing(streamed) as events:
+            async for event in events:
+                yield event
 
-    def _by_reference(self, given: Any) -> Any:
-        if not isinstance(given, Mapping) or given.get("documents") is None:
+    def _by_reference(self, given: Any, config: RunnableConfig | None) -> Any:
+        if isinstance(given, Command):
+            return replace(given, update=self._by_reference(given.update, config))
+        if not isinstance(given, Mapping):
             return given
+        if "question" in given:
+            # A thread that asks anew does not inherit the instructions of its last question.
+            given = {"instructions": "", **given}
+        if given.get("documents") is None:
+            return given
+        if (config or {}).get("configurable", {}).get(_RESUMING):
+            # A parent graph that resumes gives its input again; the texts are stored already.
+            return {name: value for name, value in given.items() if name != "documents"}
         documents = given["documents"]
         if (
             isinstance(documents, Sequence)
@@ -108,16 +126,16 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
         saver = self.checkpointer
         if saver is None or isinstance(saver, bool):
             return
-        name = type(saver).__name__
-        if is_async and name == "SqliteSaver":
+        names = [kind.__name__ for kind in type(saver).__mro__]
+        if is_async and ({"SqliteSaver", "PostgresSaver", "ShallowPostgresSaver"} & {*names}):
             raise CheckpointerKindError(
-                "SqliteSaver serves invoke, stream and batch only. For ainvoke, astream and "
-                "abatch compile with AsyncSqliteSaver (langgraph.checkpoint.sqlite.aio)."
+                f"{names[0]} serves invoke, stream and batch only. For ainvoke, astream and abatch "
+                f"compile with its async form (AsyncSqliteSaver or AsyncPostgresSaver)."
             )
-        if not is_async and name.startswith("Async"):
+        if not is_async and any(name.startswith("Async") for name in names):
             raise CheckpointerKindError(
-                f"{name} serves ainvoke, astream and abatch only. For invoke, stream and batch "
-                f"compile with {name.removeprefix('Async')}."
+                f"{names[0]} serves ainvoke, astream and abatch only. For invoke, stream and batch "
+                f"compile with {names[0].removeprefix('Async')}."
             )
 
 
@@ -236,7 +254,12 @@ def _agent_for(
 ) -> tuple[ConnectedModel, MemoryAgent]:
     connection = {key: options.pop(key) for key in ("window", "count_tokens") if key in options}
     connected = connect(model, **connection)
-    return connected, create_memory_agent(connected, **options)
+    try:
+        return connected, create_memory_agent(connected, **options)
+    except BaseException:
+        if connected is not model:
+            connected.close()
+        raise
 
 
 def _input(question: str, documents: Any, instructions: str) -> MemoryInput:

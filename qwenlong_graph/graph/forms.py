@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,11 +19,20 @@ __all__ = ["AnswerForm", "answer_form"]
 class AnswerForm:
     """A JSON schema, and a check that turns an answer's text into plain JSON values.
 
-    `validate` raises ValueError with a message that a model can act on.
+    `validate` raises ValueError with a message that a model can act on; it holds no text of the
+    answer.
     """
 
     schema: dict[str, Any]
     validate: Callable[[str], Any]
+
+    @property
+    def request(self) -> str:
+        """The form in words, for models whose server cannot constrain them to it."""
+        return (
+            "Reply with one JSON value that follows this JSON schema, and with nothing else:\n"
+            + json.dumps(self.schema, ensure_ascii=False)
+        )
 
 
 def answer_form(response_format: type[BaseModel] | dict[str, Any] | None) -> AnswerForm | None:
@@ -73,7 +83,8 @@ def _schema_form(schema: dict[str, Any]) -> AnswerForm:
     def validate(text: str) -> Any:
         value = parse_json(text)
         problems = [
-            f"{'.'.join(str(part) for part in problem.absolute_path) or 'value'}: {problem.message}"
+            f"{'.'.join(str(part) for part in problem.absolute_path) or 'value'}: "
+            f"{problem.validator} must be {str(problem.validator_value)[:80]}"
             for problem in validator.iter_errors(value)
         ]
         if problems:

@@ -33,8 +33,9 @@ from qwenlong_graph.models.calls import aask, ask, is_retryable
 from qwenlong_graph.models.connect import ConnectedModel
 from qwenlong_graph.reading.answers import check_answer, find_support
 from qwenlong_graph.reading.budget import Budget, ReadingSettings, derive_budget
-from qwenlong_graph.reading.evidence import SourceText
+from qwenlong_graph.reading.evidence import SourceText, unverified_lines
 from qwenlong_graph.reading.loop import (
+    Answer,
     Reply,
     Request,
     Steps,
@@ -47,7 +48,12 @@ from qwenlong_graph.reading.loop import (
     start_state,
     update_steps,
 )
-from qwenlong_graph.reading.prompts import full_prompt, rewrite_prompt
+from qwenlong_graph.reading.prompts import (
+    full_prompt,
+    neutralise,
+    rewrite_prompt,
+    says_not_found,
+)
 from qwenlong_graph.reading.protocols import (
     Chunk,
     ReadingState,
@@ -71,6 +77,7 @@ Emit = Callable[[dict[str, Any]], None]
 Body = Callable[[MemoryState, Emit], Steps[dict[str, Any]]]
 
 _UNREAD_LISTED = 100
+_TITLE_TOKENS = 64
 
 
 class ReadingNodes:
@@ -129,7 +136,9 @@ class ReadingNodes:
         collection = self._collection(state.get("documents"))
         instructions = (state.get("instructions") or "").strip()
         task = self._task(question, instructions)
-        usage = Usage(steps=0, calls=0, retries=0, input_tokens=0, output_tokens=0, unread_spans=[])
+        usage = Usage(
+            steps=0, calls=0, retries=0, input_tokens=0, output_tokens=0, unread=0, unread_spans=[]
+        )
         core_question = question
         strategy = self._strategy(collection, task)
         is_split_by_model = (
@@ -164,6 +173,7 @@ class ReadingNodes:
             "structured_response": None,
             "citations": [],
             "unsupported": [],
+            "unverified": [],
         }
 
     def _read_chunk(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
@@ -223,8 +233,9 @@ class ReadingNodes:
             task.count_tokens,
         )
         usage["steps"] += 1
-        if update.kind == "kept" and len(usage["unread_spans"]) < _UNREAD_LISTED:
-            usage["unread_spans"] = [*usage["unread_spans"], span]
+        if update.kind == "kept":
+            usage["unread"] += 1
+            usage["unread_spans"] = [*usage["unread_spans"], span][:_UNREAD_LISTED]
         emit(
             {
                 "type": "memory_updated",
@@ -282,12 +293,12 @@ class ReadingNodes:
             answer = yield from _counted(steps, usage, emit, task.count_tokens)
         except BadReply as bad:
             raise MalformedReplyError(
-                f"Asked for the answer {self.settings.reply_attempts} times, but {bad.reason}. "
-                f"What was read is kept: resume to ask again, with more answer_tokens or "
-                f"another model if it recurs."
+                f"Asked for the answer again and again, but {bad.reason}. What was read is kept "
+                f"where the run has a checkpointer: resume with another seed or more "
+                f"answer_tokens to ask again."
             ) from bad
         if state["setup"]["strategy"] == "full":
-            evidence = self._evidence_for(answer.text, state["core_question"], references)
+            evidence = self._evidence_for(answer, state["core_question"], references)
             quotes = self._quotes(references, evidence)
         checked = check_answer(
             answer.text,
@@ -306,6 +317,7 @@ class ReadingNodes:
             "structured_response": answer.structured,
             "citations": citations,
             "unsupported": checked.unsupported,
+            "unverified": unverified_lines(state["memory"], evidence),
             "evidence": pack_evidence(evidence),
             "usage": usage,
         }
@@ -352,11 +364,12 @@ class ReadingNodes:
         def count_cleaned(text: str) -> int:
             return self.model.count_tokens(task.clean(text))
 
-        count = self.model.count_tokens
-        question_tokens = count(f"{core_question}\n{instructions}")
+        form = "\n".join(part for part in (instructions, self.form and self.form.request) if part)
+        cleaned = neutralise(f"{core_question}\n{form}", self.model.special_tokens)
+        question_tokens = self.model.count_tokens(cleaned)
         task = ReadingTask(
             core_question=core_question,
-            instructions=instructions,
+            instructions=form,
             budget=derive_budget(
                 self.settings,
                 window=self.model.window,
@@ -399,8 +412,9 @@ class ReadingNodes:
                 core_question="", memory="", plan="", chunk="", header="", memory_words=99_999
             )
             header = 'Section 9999 of about 9999, from "" (document 99 of 99), pages 999 to 999'
-            titles = 64
-            self._frame_tokens = self.model.count_tokens(frame[0]["content"] + header) + titles
+            self._frame_tokens = (
+                self.model.count_tokens(frame[0]["content"] + header) + _TITLE_TOKENS
+            )
         return self._frame_tokens
 
     def _collection(self, documents: Any) -> CollectionReference:
@@ -436,13 +450,20 @@ class ReadingNodes:
             document=span["document"],
             start_char=span["start_char"],
             end_char=span["end_char"],
-            title=reference["title"][-120:],
+            title=self._short_title(reference["title"]),
             step=state["step"],
             steps=state["steps"],
             documents=documents,
             start_page=start_page,
             end_page=end_page,
         )
+
+    def _short_title(self, title: str) -> str:
+        """The end of a title (a path's is what tells it), within `_TITLE_TOKENS`."""
+        title = title[-120:]
+        while self.model.count_tokens(neutralise(title, self.model.special_tokens)) > _TITLE_TOKENS:
+            title = title[len(title) // 8 + 1 :]
+        return title
 
     def _quotes(
         self, references: Sequence[DocumentReference], evidence: Sequence[Evidence]
@@ -497,7 +518,7 @@ class ReadingNodes:
         return "\n\n".join(texts)
 
     def _evidence_for(
-        self, answer: str, question: str, references: Sequence[DocumentReference]
+        self, answer: Answer, question: str, references: Sequence[DocumentReference]
     ) -> list[Evidence]:
         """Where the documents say what an answer says, for strategy "full"."""
         sources = [
@@ -508,7 +529,14 @@ class ReadingNodes:
             )
             for index, reference in enumerate(references)
         ]
-        return find_support(answer, question=question, sources=sources)
+        if not answer.text or says_not_found(answer.text):
+            return []
+        return find_support(
+            answer.text,
+            question=question,
+            sources=sources,
+            is_structured=answer.structured is not None,
+        )
 
     def _citation(
         self, references: Sequence[DocumentReference], quote: SourceText, spans: Any
@@ -545,6 +573,18 @@ def _reading_state(state: MemoryState) -> ReadingState:
         plan=state["plan"],
         evidence=unpack_evidence(state["evidence"]),
         tally=state["tally"],
+    )
+
+
+def _no_usage() -> Usage:
+    return Usage(
+        steps=0,
+        calls=0,
+        retries=0,
+        input_tokens=0,
+        output_tokens=0,
+        unread=0,
+        unread_spans=[],
     )
 
 

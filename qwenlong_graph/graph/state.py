@@ -72,13 +72,15 @@ class MemoryState(TypedDict, total=False):
     structured_response: Any
     citations: list[SourceCitation]
     unsupported: list[UnsupportedClaim]
+    unverified: list[str]
 
 
 class MemoryOutput(TypedDict):
     """What a caller gets.
 
     `found` is False when nothing in the documents bears on the question. `is_quoted`: the model's
-    own words were not borne out, and the answer is the best quotes instead. `structured_response`
+    own words were not borne out, and the answer is the best quotes instead. `unverified` are the
+    lines of memory that no place in the documents was found for. `structured_response`
     is the answer in the form of `response_format` as plain JSON values, else None.
     """
 
@@ -91,6 +93,7 @@ class MemoryOutput(TypedDict):
     is_quoted: bool
     citations: list[SourceCitation]
     unsupported: list[UnsupportedClaim]
+    unverified: list[str]
     structured_response: Any
     memory: str
     plan: str

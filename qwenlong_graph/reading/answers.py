@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from qwenlong_graph.reading.claims import cite_sentences, unsupported_claims
-from qwenlong_graph.reading.evidence import SourceText, align_memory, line_key
+from qwenlong_graph.reading.evidence import SourceText, align_memory, line_key, normalise
 from qwenlong_graph.reading.prompts import says_not_found
 from qwenlong_graph.reading.relevance import (
     coverage,
@@ -17,7 +19,6 @@ from qwenlong_graph.reading.relevance import (
     tally_sentences,
     term_weights,
 )
-from qwenlong_graph.reading.replies import parse_json
 from qwenlong_graph.types import AnswerSpan, Evidence, UnsupportedClaim
 
 __all__ = [
@@ -27,6 +28,10 @@ __all__ = [
     "find_support",
     "repeats_nothing",
 ]
+
+_LEAD = re.compile(
+    r"\s*(?:the\s+)?answer(?:\s+to\s+the\s+question)?\s*(?:is\b|:)[\s:]*", re.IGNORECASE
+)
 
 NOT_FOUND_ANSWER = "Nothing in the documents bears on this question."
 
@@ -48,9 +53,9 @@ def check_answer(
     """Ties the sentences of `answer` to `quotes` and lists the claims that stand in none.
 
     Quotes that support no sentence are left out. A short answer ("460,000") makes no sentence
-    that could be tied: it is tied whole to the quotes that hold it beside the words of the
-    `question`. If nothing can be tied, all quotes are listed, since the answer was made from
-    them. Without quotes nothing was found, whatever the answer says.
+    that could be tied: it is tied to the quotes that hold it word for word, if it adds a word to
+    those of the `question`. If nothing can be tied, all quotes are listed, since the answer was
+    made from them. Without quotes nothing was found, whatever the answer says.
     """
     if says_not_found(answer) or not answer.strip():
         return CheckedAnswer(NOT_FOUND_ANSWER, False, [], [])
@@ -60,29 +65,49 @@ def check_answer(
     cited = [(index, spans[index]) for index in range(len(quotes)) if spans[index]]
     cited.sort(key=lambda pair: (pair[1][0]["start_index"], pair[0]))
     if not cited and not any(claim["status"] == "unsupported" for claim in claims):
-        held = points_to(answer, quotes, weights=term_weights(question, {}))
         whole = AnswerSpan(start_index=0, end_index=len(answer.rstrip()))
-        cited = sorted((index, [whole]) for index, score in held if score >= held[0][1])
+        cited = [
+            (index, [whole])
+            for index, quote in enumerate(quotes)
+            if _is_held_verbatim(answer, quote, question=question)
+        ]
     if not cited:
         cited = [(index, []) for index in range(len(quotes))]
     return CheckedAnswer(answer, bool(quotes), cited, claims)
+
+
+def _is_held_verbatim(answer: str, quote: str, *, question: str) -> bool:
+    """Whether a short answer, without a lead like "The answer is", stands in the quote."""
+    short = normalise(_LEAD.sub("", answer)).text.strip(" .\"'*").casefold()
+    if set(question_terms(short)) <= set(question_terms(question)):
+        return False
+    whole_words = rf"(?<!\w){re.escape(short)}(?!\w)"
+    return re.search(whole_words, normalise(quote).text.casefold()) is not None
 
 
 def _claims_of_values(answer: str, quotes: Sequence[str]) -> list[UnsupportedClaim]:
     """Claims of the values of a JSON answer; its keys are the asker's words, not claims."""
     claims: list[UnsupportedClaim] = []
     place = 0
-    for leaf in _leaves(parse_json(answer)):
-        start = max(answer.find(leaf, place), 0)
-        place = start
-        claims.extend(
-            {
-                **claim,
-                "start_index": claim["start_index"] + start,
-                "end_index": claim["end_index"] + start,
-            }
-            for claim in unsupported_claims(leaf, quotes)
-        )
+    for leaf in _leaves(json.loads(answer, parse_int=str, parse_float=str)):
+        start = end = -1
+        for spelt in (leaf, json.dumps(leaf)[1:-1], json.dumps(leaf, ensure_ascii=False)[1:-1]):
+            start = answer.find(spelt, place)
+            if start >= 0:
+                end = place = start + len(spelt)
+                break
+        for claim in unsupported_claims(leaf, quotes):
+            is_literal = start >= 0 and answer[start:end] == leaf
+            claims.append(
+                {
+                    **claim,
+                    # An escaped value has other offsets than its text: it is named as a whole.
+                    "start_index": start + claim["start_index"] if is_literal else max(start, 0),
+                    "end_index": start + claim["end_index"]
+                    if is_literal
+                    else (end if start >= 0 else len(answer)),
+                }
+            )
     return claims
 
 
@@ -93,39 +118,57 @@ def _leaves(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for inner in value:
             yield from _leaves(inner)
-    elif isinstance(value, str | int | float) and not isinstance(value, bool):
-        yield str(value)
+    elif isinstance(value, str):
+        yield value
 
 
 def find_support(
-    answer: str, *, question: str, sources: Sequence[SourceText], most: int = 3
+    answer: str,
+    *,
+    question: str,
+    sources: Sequence[SourceText],
+    is_structured: bool = False,
+    most: int = 3,
 ) -> list[Evidence]:
     """Where whole documents bear an answer out that was not made from evidence (strategy "full").
 
-    First the answer's own sentences are aligned; a short answer ("1874") aligns with nothing and
-    is looked for in the sentences that hold it together with the question's rare words.
+    First the answer's own sentences (or the values of a JSON answer) are aligned; a short answer
+    ("1874") aligns with nothing and is looked for in the sentences that hold it together with the
+    question's rare words; for one that stands nowhere ("Yes.") the sentences that hold most of
+    the question are what it was made from.
     """
+    statements = [answer]
+    if is_structured:
+        statements = list(_leaves(json.loads(answer, parse_int=str, parse_float=str)))
     evidence: list[Evidence] = []
     for source in sources:
-        known = {piece["line"] for piece in evidence}
-        found = align_memory(answer, previous=[], chunk=source, held=[])
-        evidence.extend(piece for piece in found if piece["line"] not in known)
-    if evidence:
+        for statement in statements:
+            known = {piece["line"] for piece in evidence}
+            found = align_memory(statement, previous=[], chunk=source, held=[])
+            evidence.extend(piece for piece in found if piece["line"] not in known)
+    if evidence and not is_structured:
         return evidence
     places = [(source, span) for source in sources for span in sentences_of(source.text)]
     sentences = [source.text[start:end] for source, (start, end) in places]
     tally = tally_sentences(question_terms(question), sentences, {})
     weights = term_weights(question, tally)
-    for index, score in points_to(answer, sentences, weights=weights)[:most]:
-        if score < 0.5 or coverage(sentences[index], weights) < 0.25:
-            continue
+    shares = [coverage(sentence, weights) for sentence in sentences]
+    chosen: dict[int, str] = {}
+    for statement in statements:
+        for index, score in points_to(statement, sentences, weights=weights)[:most]:
+            if score >= 0.5 and shares[index] >= 0.25:
+                chosen[index] = statement
+    if not chosen and not evidence:
+        best = sorted(range(len(sentences)), key=lambda index: (-shares[index], index))[:most]
+        chosen = {index: answer for index in best if shares[index] >= 0.4}
+    for index in sorted(chosen):
         source, (start, end) = places[index]
         evidence.append(
             Evidence(
                 document=source.document,
                 start_char=source.start_char + start,
                 end_char=source.start_char + end,
-                line=line_key(answer),
+                line=line_key(chosen[index]),
             )
         )
     return evidence

@@ -18,6 +18,7 @@ from qwenlong_graph.errors import QuestionError, SettingsError, WindowTooSmallEr
 __all__ = [
     "MINIMUM_CHUNK_TOKENS",
     "MINIMUM_WINDOW",
+    "REPAIR_TOKENS",
     "Budget",
     "ReadingSettings",
     "derive_budget",
@@ -33,9 +34,14 @@ MINIMUM_OUTPUT_TOKENS = 64
 _TARGETS = {"rewrite": (32_000, 15_000, 50_000), "extract": (32_000, 4_000, 96)}
 _SHARES = {"rewrite": (0.33, 0.155, 0.5), "extract": (0.6, 0.2, 0.02)}
 
+_SIZES = {"chunk_tokens", "memory_tokens", "output_tokens"}
+
 # Token counts do not add up over joins, and a chat template adds its own frame.
 _SLACK_SHARE = 0.01
 _TEMPLATE_TOKENS = 48
+
+REPAIR_TOKENS = 192
+"""Room that is kept for a request to mend an answer's form."""
 
 
 class ReadingSettings(BaseModel):
@@ -126,11 +132,23 @@ def derive_budget(
             f"quarter of the model's window of {window:,}. Shorten it, or put the long part into a "
             f"document."
         )
-    fixed = frame_tokens + question_tokens + _TEMPLATE_TOKENS + int(window * _SLACK_SHARE)
+    fixed = (
+        frame_tokens
+        + question_tokens
+        + _TEMPLATE_TOKENS
+        + REPAIR_TOKENS
+        + int(window * _SLACK_SHARE)
+    )
     usable = window - fixed
     plan_tokens = max(32, min(512, usable // 50))
     chunk, memory, output = _share(settings, usable - plan_tokens)
     total = fixed + plan_tokens + chunk + memory + output
+    if total > window and settings.model_fields_set.isdisjoint(_SIZES):
+        raise WindowTooSmallError(
+            f"The model's context window is {window:,} tokens; the prompt's frame and the question "
+            f"take {fixed:,} of them and leave too little to read with. Shorten the question, or "
+            f"use a model with a larger window."
+        )
     if total > window:
         raise SettingsError(
             f"These sizes do not fit the window of {window:,} tokens: chunk {chunk:,} + memory "

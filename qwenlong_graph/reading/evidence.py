@@ -379,10 +379,17 @@ def _exact(line: str, source: _Source) -> Match | None:
             variants.append(target[0].lower() + target[1:])
         elif target[0].islower():
             variants.append(target[0].upper() + target[1:])
+        fragment: Match | None = None
         for variant in variants:
             for start in _places(source.text, variant):
-                if match := _exact_at(line, source, start, start + len(variant)):
+                end = start + len(variant)
+                match = _exact_at(line, source, start, end)
+                if match and _holds_sentence(source, start, end):
                     return match
+                # The beginning of a longer sentence, as long as no sentence is the line itself.
+                fragment = fragment or match
+        if fragment:
+            return fragment
     for quotation in _QUOTATION.finditer(line):
         quoted = quotation[1].strip(_CLOSING_MARKS)
         if len(quoted.split()) < 4 or len(quoted) > len(target) - 2:
@@ -440,11 +447,7 @@ def _cuts(text: str, border: int) -> bool:
 def _exact_at(line: str, source: _Source, start: int, end: int) -> Match | None:
     first, last = source.sentences_over(start, end)
     begin, stop = source.sentences[first][0], source.sentences[last][1]
-    holds_a_sentence = any(
-        _is_reached(source.text, start, end, *source.sentences[number])
-        for number in range(first, last + 1)
-    )
-    if holds_a_sentence:
+    if _holds_sentence(source, start, end):
         # Its quotation and closing marks belong to it.
         while start > begin and source.text[start - 1] in "\"'(":
             start -= 1
@@ -454,6 +457,15 @@ def _exact_at(line: str, source: _Source, start: int, end: int) -> Match | None:
     if contradicts(line, source.text[begin:stop]):
         return None  # "the plan was approved" stands in "nobody said the plan was approved"
     return source.match(begin, stop, is_exact=True, score=1.0)
+
+
+def _holds_sentence(source: _Source, start: int, end: int) -> bool:
+    """True if the span covers at least one whole sentence."""
+    first, last = source.sentences_over(start, end)
+    return any(
+        _is_reached(source.text, start, end, *source.sentences[number])
+        for number in range(first, last + 1)
+    )
 
 
 def _is_reached(text: str, start: int, end: int, sentence_start: int, sentence_end: int) -> bool:
@@ -561,14 +573,18 @@ def contradicts(line: str, window: str) -> bool:
         or not all(holds_name(name, window) for name in ours.names if len(name.tokens) > 1)
         or is_spoken_otherwise(line, window)
         or _is_crossed(line, window)
-        or _has_swapped_names(line, window, ours, theirs)
         or _is_moved_otherwise(line, window, ours, theirs)
     )
 
 
 def is_spoken_otherwise(line: str, window: str) -> bool:
-    """True if one of two normalised texts denies what the other says, or turns it round."""
-    return _is_negated_otherwise(line, window) or _is_turned(line, window)
+    """True if one of two normalised texts denies what the other says, or turns it round: by an
+    opposite word, or by who does what to whom."""
+    return (
+        _is_negated_otherwise(line, window)
+        or _is_turned(line, window)
+        or _has_swapped_names(line, window, facts(line), facts(window))
+    )
 
 
 def _lacks_figures(ours: Facts, theirs: Facts) -> bool:

@@ -10,11 +10,13 @@ drives `read_through` from end to end: what is trained is what is run.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
 from qwenlong_graph.reading.answers import repeats_nothing
+from qwenlong_graph.reading.budget import REPAIR_TOKENS
 from qwenlong_graph.reading.claims import unsupported_claims
 from qwenlong_graph.reading.evidence import SourceText
 from qwenlong_graph.reading.prompts import (
@@ -193,28 +195,31 @@ def answer_steps(
 ) -> Steps[Answer]:
     """Answers from memory and instructions (Eq. 6), in the requested form with one repair.
 
-    Under "extract" an answer that claims what no quote holds, or says nothing of what they hold,
-    is replaced by the best quotes: a small model finds better than it tells.
+    An empty memory has no answer, and nobody is asked to invent one. Under "extract" an answer
+    that never ends, claims what no quote holds, or says nothing of what they hold is replaced by
+    the best quotes: a small model finds better than it tells.
 
     Raises:
         BadReply: no usable answer after all attempts.
     """
-    is_extract = isinstance(protocol, ExtractProtocol)
-    if is_extract and not state["memory"]:
+    if not state["memory"]:
         return Answer("")
     messages = protocol.answer_messages(task, state)
-    answer = yield from _final_steps(task, messages, step, validate, response_schema, attempts)
-    if is_extract and isinstance(protocol, ExtractProtocol) and validate is None:
-        claims = unsupported_claims(answer.text, quotes)
-        is_borne_out = not any(claim["status"] == "unsupported" for claim in claims)
-        question = task.core_question
-        if (
-            not is_borne_out
-            or says_not_found(answer.text)
-            or repeats_nothing(answer.text, question=question, quotes=quotes)
-        ):
-            best = protocol.best_notes(task, state)
-            return Answer("\n".join(best[:3]), is_quoted=True)
+    steps = _final_steps(task, messages, step, validate, response_schema, attempts)
+    if not isinstance(protocol, ExtractProtocol) or validate is not None:
+        return (yield from steps)
+    quoted = Answer("\n".join(protocol.best_notes(task, state)[:3]), is_quoted=True)
+    try:
+        answer = yield from steps
+    except BadReply:
+        return quoted
+    claims = unsupported_claims(answer.text, quotes)
+    if (
+        any(claim["status"] == "unsupported" for claim in claims)
+        or says_not_found(answer.text)
+        or repeats_nothing(answer.text, question=task.core_question, quotes=quotes)
+    ):
+        return quoted
     return answer
 
 
@@ -234,7 +239,7 @@ def full_steps(
     """
     messages = full_prompt(
         question=task.clean(question),
-        instructions=task.instructions,
+        instructions=task.clean(task.instructions),
         document=task.clean(document),
     )
     return (yield from _final_steps(task, messages, 0, validate, response_schema, attempts))
@@ -257,7 +262,7 @@ def _final_steps(
     )
     is_repaired = False
     reason = ""
-    for attempt in range(attempts):
+    for attempt in range(max(attempts, 2 if validate else 1)):
         reply = yield replace(request, attempt=attempt, reason=reason)
         try:
             text = without_thoughts(reply.text)
@@ -267,22 +272,34 @@ def _final_steps(
         if not text:
             reason = "the answer was empty"
             continue
+        if reply.is_truncated:
+            reason = f"the answer was cut off at {request.max_tokens} tokens"
+            continue
         if validate is None or says_not_found(text):
             return Answer(text)
         try:
-            return Answer(text, validate(text))
+            value = validate(text)
+            # Without the fence or prose around it, so that offsets into the answer mean something.
+            return Answer(json.dumps(value, ensure_ascii=False), value)
         except ValueError as error:
             reason = f"the answer does not have the requested form: {error}"
             if is_repaired:
                 break
             is_repaired = True
             request = replace(
-                request,
-                messages=repair_prompt(
-                    messages, reply=task.clean(text), problem=task.clean(str(error))
-                ),
+                request, messages=_repair(task, request, reply=text, problem=str(error))
             )
     raise BadReply(reason)
+
+
+def _repair(task: ReadingTask, request: Request, *, reply: str, problem: str) -> list[Message]:
+    """The repair prompt; the reply to mend is left out where the window cannot hold it again."""
+    problem = task.clean(problem[:200])
+    content = sum(task.count_tokens(message["content"]) for message in request.messages)
+    room = task.budget.window - content - request.max_tokens - 64
+    if task.count_tokens(reply) + task.count_tokens(problem) + REPAIR_TOKENS // 2 > room:
+        reply = "(a reply in the wrong form)"
+    return repair_prompt(request.messages, reply=task.clean(reply), problem=problem)
 
 
 def read_through(

@@ -15,7 +15,13 @@ from typing_extensions import TypedDict
 
 from qwenlong_graph.errors import SettingsError
 from qwenlong_graph.reading.budget import Budget
-from qwenlong_graph.reading.evidence import SourceText, align_memory, line_key
+from qwenlong_graph.reading.evidence import (
+    SourceText,
+    align_memory,
+    line_key,
+    memory_lines,
+    unverified_lines,
+)
 from qwenlong_graph.reading.prompts import (
     answer_prompt,
     extract_answer_prompt,
@@ -187,7 +193,9 @@ class RewriteProtocol:
         is_last_attempt: bool = False,
     ) -> Update:
         """The state after a reply. Only at the last attempt is a lesser reply made use of:
-        an over-long memory is cut at a line, text without elements is added to the old memory.
+        an over-long memory is cut at a line; lines of a text without elements are added to the
+        old memory where the chunk bears them out. A memory that drops every proven line and
+        brings none (a refusal, say) is never taken.
         """
         limit = task.budget.memory_tokens
         kind: UpdateKind
@@ -198,9 +206,13 @@ class RewriteProtocol:
         except BadReply as bad:
             if not is_last_attempt or is_truncated or bad.reason != "no memory element":
                 raise
-            memory = f"{state['memory']}\n{without_thoughts(text)}".strip()
+            stated = without_thoughts(text)
+            known = align_memory(stated, previous=[], chunk=chunk.source(), held=held)
+            doubtful = set(unverified_lines(stated, known))
+            lines = [line for line in memory_lines(stated) if line not in doubtful]
+            memory = "\n".join([state["memory"], *(f"- {line}" for line in lines)]).strip()
             plan, kind = state["plan"], "appended"
-            if task.count_tokens(memory) > limit:
+            if not lines or task.count_tokens(memory) > limit:
                 raise
         size = task.count_tokens(memory)
         if size > limit:
@@ -214,6 +226,8 @@ class RewriteProtocol:
             plan, max_tokens=task.budget.plan_tokens, count_tokens=task.count_tokens
         )
         evidence = align_memory(memory, previous=state["evidence"], chunk=chunk.source(), held=held)
+        if state["evidence"] and not evidence:
+            raise BadReply("the memory dropped every proven line and brought none")
         before = {_place(piece) for piece in state["evidence"]}
         added = sum(_place(piece) not in before for piece in evidence)
         after = ReadingState(memory=memory, plan=plan, evidence=evidence, tally=state["tally"])
@@ -223,7 +237,7 @@ class RewriteProtocol:
         """The prompt for the answer: problem, memory, form; the plan is left out (Eq. 6)."""
         return answer_prompt(
             core_question=task.clean(task.core_question),
-            instructions=task.instructions,
+            instructions=task.clean(task.instructions),
             memory=task.clean(state["memory"]) or "(empty)",
         )
 
@@ -343,7 +357,7 @@ class ExtractProtocol:
         """The prompt for the answer, with the few most relevant notes."""
         return extract_answer_prompt(
             core_question=task.clean(task.core_question),
-            instructions=task.instructions,
+            instructions=task.clean(task.instructions),
             memory=task.clean("\n".join(f"- {note}" for note in self.best_notes(task, state))),
         )
 

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from qwenlong_graph.reading.prompts import EXAMPLE_MEMORY, SPLITTER
+from qwenlong_graph.reading.relevance import question_terms
+
 __all__ = [
     "BadReply",
     "UpdateReply",
@@ -26,6 +29,9 @@ _THINK_OPEN = re.compile(r"<\s*think\s*>", re.IGNORECASE)
 _THINK_CLOSE = re.compile(r"<\s*/\s*think\s*>", re.IGNORECASE)
 _FENCE = re.compile(r"^\s*```[\w-]*[ \t]*\n(.*?)\n?\s*```\s*$", re.DOTALL)
 _FENCE_LINE = re.compile(r"^\s*```[\w-]*\s*$", re.MULTILINE)
+_UNCLOSED_MEMORY = re.compile(
+    r"<\s*memory\s*>((?:(?!<\s*/?\s*memory\s*>).)*?)<\s*plan\s*>", re.DOTALL | re.IGNORECASE
+)
 _PLACEHOLDER = re.compile(
     r"[\s\-*•.(]*(?:none|nothing|empty|n/?a|no (?:memory|information|relevant information))"
     r"(?: yet| so far| found)?[\s.)]*",
@@ -54,7 +60,7 @@ class UpdateReply:
 
 
 def without_thoughts(text: str) -> str:
-    """What follows the last `</think>`.
+    """What follows the last `</think>`, without the zero-width characters that prompts add.
 
     A template may open `<think>` itself, so the opening tag need not be there.
 
@@ -64,9 +70,10 @@ def without_thoughts(text: str) -> str:
     closings = list(_THINK_CLOSE.finditer(text))
     if closings:
         text = text[closings[-1].end() :]
-    if _THINK_OPEN.search(text):
+    text = text.replace(SPLITTER, "").strip()
+    if _THINK_OPEN.match(text):
         raise BadReply("thinking was not finished")
-    return text.strip()
+    return text
 
 
 def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> UpdateReply:
@@ -82,9 +89,12 @@ def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> 
     body = _FENCE_LINE.sub("", without_thoughts(text))
     if not body.strip():
         raise BadReply("the reply was empty")
-    memory = _element(body, "memory")
+    unclosed = body.lower().rfind("<memory>") > body.lower().rfind("</memory>")
+    if is_truncated and unclosed:
+        raise BadReply("the reply was cut off")
+    memory = _element(body, "memory", example=EXAMPLE_MEMORY)
     if memory is None:
-        opened = re.search(r"<\s*memory\s*>(.*?)<\s*plan\s*>", body, re.DOTALL | re.IGNORECASE)
+        opened = _UNCLOSED_MEMORY.search(body)
         if opened is None:
             raise BadReply("the reply was cut off" if is_truncated else "no memory element")
         memory = opened.group(1).strip()
@@ -101,14 +111,17 @@ def is_empty_memory(memory: str) -> bool:
     return not memory.strip() or _PLACEHOLDER.fullmatch(memory) is not None
 
 
-def _element(text: str, name: str) -> str | None:
-    """The content of the last complete element with content, else of the last one, else None."""
+def _element(text: str, name: str, *, example: str = "") -> str | None:
+    """The content of the last complete element with content, else of the last one, else None.
+
+    A copy of the prompt's `example` is no element.
+    """
     found: list[str] = re.findall(
         rf"<\s*{name}\s*>((?:(?!<\s*{name}\s*>).)*?)<\s*/\s*{name}\s*>",
         text,
         re.DOTALL | re.IGNORECASE,
     )
-    contents = [content.strip() for content in found]
+    contents = [content.strip() for content in found if content.strip() != example or not example]
     with_content = [content for content in contents if content]
     if with_content:
         return with_content[-1]
@@ -118,8 +131,8 @@ def _element(text: str, name: str) -> str | None:
 def parse_decomposition(text: str, *, question: str) -> tuple[str, str] | None:
     """(core question, instructions), or None where the reply does not split this question.
 
-    The core must keep the question's figures and must not be longer than the question: a split
-    that loses or invents something is worse than none.
+    Both parts together must keep the question's names, figures and most of its words, and the
+    core may add none: a split that loses or invents something is worse than none.
     """
     try:
         body = without_thoughts(text)
@@ -131,14 +144,18 @@ def parse_decomposition(text: str, *, question: str) -> tuple[str, str] | None:
     instructions = _element(body, "instructions") or ""
     if is_empty_memory(instructions):
         instructions = ""
-    figures = set(re.findall(r"\d+", question))
-    if figures - set(re.findall(r"\d+", f"{core} {instructions}")):
+    asked, kept = set(question_terms(question)), set(question_terms(f"{core} {instructions}"))
+    needed = {term for term in asked if any(sign.isdigit() for sign in term)}
+    needed.update(word.casefold() for word in re.findall(r"(?<=[\w,;] )[A-Z]\w+", question))
+    if len(asked & kept) < 0.6 * len(asked) or (needed & asked) - kept:
+        return None
+    if not asked or set(question_terms(core)) - asked:
         return None
     return core, instructions
 
 
 def parse_json(text: str) -> Any:
-    """The JSON value in a reply: whole, fenced, or the outermost object or array in prose.
+    """The JSON value in a reply: whole, fenced, or the longest object or array in prose.
 
     Raises:
         ValueError: there is none.
@@ -146,15 +163,30 @@ def parse_json(text: str) -> Any:
     fenced = _FENCE.match(text)
     body = (fenced.group(1) if fenced else text).strip()
     try:
-        return json.loads(body)
+        return json.loads(body, parse_constant=_refuse_constant)
     except ValueError:
-        decoder = json.JSONDecoder()
-        for start in re.finditer(r"[{\[]", body):
-            try:
-                return decoder.raw_decode(body, start.start())[0]
-            except ValueError:
-                continue
-        raise ValueError("the reply holds no JSON value") from None
+        pass
+    decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+    found: list[tuple[int, Any]] = []
+    place = 0
+    while (start := _next_bracket(body, place)) >= 0:
+        try:
+            value, place = decoder.raw_decode(body, start)
+            found.append((place - start, value))
+        except ValueError:
+            place = start + 1
+    if not found:
+        raise ValueError("the reply holds no JSON value")
+    return max(found, key=lambda pair: pair[0])[1]
+
+
+def _next_bracket(text: str, place: int) -> int:
+    starts = [start for sign in "{[" if (start := text.find(sign, place)) >= 0]
+    return min(starts, default=-1)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON value")
 
 
 def trim_to_tokens(text: str, *, max_tokens: int, count_tokens: Callable[[str], int]) -> str:

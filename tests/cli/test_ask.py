@@ -59,7 +59,9 @@ class TestAnAnswer:
 
     def test_that_no_passage_bears_out_is_shown_as_such(self, run, document):
         def reply(prompt):
-            return "It was Anna Berg." if is_answer(prompt) else None
+            if is_answer(prompt):
+                return "It was Anna Berg."
+            return "<memory>\n- It was Anna Berg.\n</memory>\n<plan>\nread on\n</plan>"
 
         with llama_cpp(reply=reply) as server:
             ended = run("ask", QUESTION, document, "--model", server.url, "--quiet", *MEMORY)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pytest
+
 from qwenlong_graph.reading.answers import (
     NOT_FOUND_ANSWER,
     check_answer,
@@ -64,4 +66,36 @@ def test_support_for_a_short_answer_is_found_in_whole_documents():
     (piece,) = find_support("460,000", question=QUESTION, sources=sources)
     assert text[piece["start_char"] : piece["end_char"]] == QUOTES[1]
     assert piece["document"] == 4
-    assert find_support("The moon.", question=QUESTION, sources=sources) == []
+    assert find_support("The moon.", question="Who owns it?", sources=sources) == []
+
+
+def test_a_bare_yes_rests_on_what_holds_most_of_the_question():
+    text = " ".join(["The winter was long.", *QUOTES, "It rained."])
+    sources = [SourceText(document=0, start_char=0, text=text)]
+    pieces = find_support("Yes.", question="Do displaced persons remain?", sources=sources)
+    assert QUOTES[1] in [text[piece["start_char"] : piece["end_char"]] for piece in pieces]
+
+
+def test_values_of_a_json_answer_are_found_in_whole_documents():
+    text = " ".join(["The winter was long.", *QUOTES, "It rained."])
+    sources = [SourceText(document=0, start_char=0, text=text)]
+    answer = '{"n": "460,000"}'
+    pieces = find_support(answer, question=QUESTION, sources=sources, is_structured=True)
+    assert [text[piece["start_char"] : piece["end_char"]] for piece in pieces] == [QUOTES[1]]
+
+
+@pytest.mark.parametrize("answer", ["Hale did not pay for the bridge.", "Hale sued Brandt."])
+def test_denials_and_reversals_are_tied_to_nothing(answer):
+    quotes = ["Brandt sued the widow Hale, who paid for the bridge."]
+    checked = check_answer(answer, quotes, question="What did Hale do to Brandt?")
+    assert all(spans == [] for _, spans in checked.cited)
+
+
+def test_offsets_of_escaped_and_repeated_values_are_right():
+    answer = r'{"a": "Line \"one\" of Ostvik", "b": "1999", "c": 1999}'
+    checked = check_answer(answer, ["Nothing."], question="x", is_structured=True)
+    places = [answer[c["start_index"] : c["end_index"]] for c in checked.unsupported]
+    assert places[-2:] == ["1999", "1999"]
+    assert all("Ostvik" in place for place in places[:-2])
+    starts = [c["start_index"] for c in checked.unsupported]
+    assert starts == sorted(starts)

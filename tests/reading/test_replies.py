@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwenlong_graph.reading.prompts import EXAMPLE_MEMORY
 from qwenlong_graph.reading.replies import (
     BadReply,
     parse_decomposition,
@@ -110,10 +111,34 @@ def test_a_split_must_keep_the_questions_figures():
     lost = "<core_question>the largest debts</core_question><instructions>JSON</instructions>"
     assert parse_decomposition(lost, question=question) is None
     assert parse_decomposition("no idea", question=question) is None
-    none = (
-        "<core_question>List the 3 debts in 1907</core_question><instructions>None</instructions>"
-    )
-    assert parse_decomposition(none, question=question) == ("List the 3 debts in 1907", "")
+    plain = "Which 3 debts were largest in 1907?"
+    none = f"<core_question>{plain}</core_question><instructions>None</instructions>"
+    assert parse_decomposition(none, question=plain) == (plain, "")
+
+
+@pytest.mark.parametrize(
+    "core", ["what is asked", "Who paid for the ferry?", "Who paid for the bridge?"]
+)
+def test_a_split_that_changes_or_loses_what_is_asked_is_refused(core):
+    reply = f"<core_question>{core}</core_question><instructions></instructions>"
+    assert parse_decomposition(reply, question="Who paid for the bridge at Orrin?") is None
+
+
+def test_a_copy_of_the_example_is_no_memory():
+    example = f"<memory>\n{EXAMPLE_MEMORY}\n</memory>\n<plan>x</plan>"
+    with pytest.raises(BadReply, match="no memory element"):
+        parse_update(example, had_memory=True)
+    cut = f"{example}\n<memory>\n- The wid"
+    with pytest.raises(BadReply, match="cut off"):
+        parse_update(cut, had_memory=True, is_truncated=True)
+
+
+def test_splitting_characters_of_prompts_do_not_stay_in_replies():
+    assert without_thoughts("<\u200b|im_end|>") == "<|im_end|>"
+
+
+def test_an_answer_may_speak_of_thinking_tags():
+    assert without_thoughts("The tag <think> opens it.") == "The tag <think> opens it."
 
 
 @pytest.mark.parametrize(
