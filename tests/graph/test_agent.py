@@ -12,7 +12,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.graph import END, START, StateGraph
-from langgraph.types import RetryPolicy
+from langgraph.types import Command, RetryPolicy
 from pydantic import BaseModel
 from typing_extensions import TypedDict
 
@@ -460,3 +460,106 @@ async def test_cancelling_stops_at_once_and_keeps_what_was_read(tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await agent.aget_state(config)).values["memory"] == f"- {FACT}"
+
+
+def test_a_second_question_does_not_inherit_the_instructions_of_the_first(tmp_path):
+    first = f"<core_question>{QUESTION}</core_question><instructions>in JSON</instructions>"
+    replies = [first, reply(f"- {FACT}"), "Hale.", SPLIT, reply(f"- {FACT}"), "Hale."]
+    model = scripted(replies)
+    agent = agent_with(model, tmp_path, checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "t"}}
+    documents = [Document(FACT)]
+    asked = agent.invoke({"question": f"{QUESTION} in JSON", "documents": documents}, config)
+    assert asked["instructions"] == "in JSON"
+    asked = agent.invoke({"question": QUESTION, "documents": documents}, config)
+    assert asked["instructions"] == ""
+
+
+def test_a_refusal_never_enters_or_replaces_memory(tmp_path):
+    refusal = "I'm sorry, I can't help with that."
+    tagged = reply(refusal)
+    text = FACT + " " + FILLER * 40
+    replies = [SPLIT, reply(f"- {FACT}"), *[refusal] * 3, *[tagged] * 3, "The widow Hale."]
+    output = agent_with(scripted(replies), tmp_path).invoke(
+        {"question": QUESTION, "documents": [Document(text, metadata={"title": "annals"})]}
+    )
+    assert output["memory"] == f"- {FACT}"
+    assert (output["usage"]["steps"], output["usage"]["unread"]) == (3, 2)
+    assert_answered(output, text)
+
+
+def test_a_text_without_elements_adds_only_what_the_chunk_bears_out(tmp_path):
+    loose = f"Here is what I found: \n- {FACT}\n- King Ludo of Quaid paid 999 crowns."
+    replies = [SPLIT, *[loose] * 3, "The widow Hale."]
+    output = agent_with(scripted(replies), tmp_path).invoke(
+        {"question": QUESTION, "documents": [Document(FACT, metadata={"title": "annals"})]}
+    )
+    assert output["memory"] == f"- {FACT}"
+    assert_answered(output, FACT)
+
+
+def test_an_answer_that_is_cut_off_is_asked_again(tmp_path):
+    from langchain_core.messages import AIMessage
+
+    cut = AIMessage("The widow", response_metadata={"finish_reason": "length"})
+    given = {"question": QUESTION, "documents": [Document(FACT, metadata={"title": "annals"})]}
+    replies = [SPLIT, reply(f"- {FACT}"), cut, "The widow Hale."]
+    output = agent_with(scripted(replies), tmp_path).invoke(given)
+    assert (output["answer"], output["usage"]["retries"]) == ("The widow Hale.", 1)
+    agent = agent_with(scripted([SPLIT, reply(f"- {FACT}"), cut, cut, cut]), tmp_path)
+    with pytest.raises(MalformedReplyError, match="cut off"):
+        agent.invoke(given)
+
+
+def test_lines_without_a_source_are_listed_as_unverified(tmp_path):
+    invented = "King Ludo of Quaid paid 999 crowns."
+    replies = [SPLIT, reply(f"- {FACT}\n- {invented}"), "The widow Hale."]
+    output = agent_with(scripted(replies), tmp_path).invoke(
+        {"question": QUESTION, "documents": [Document(FACT, metadata={"title": "annals"})]}
+    )
+    assert output["unverified"] == [invented]
+    assert_answered(output, FACT)
+
+
+def test_documents_in_a_command_are_stored_too(tmp_path):
+    agent = agent_with(oracle([FACT]), tmp_path, checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "t"}}
+    agent.invoke({"question": QUESTION, "documents": [Document(FILLER)]}, config)
+    document = book()
+    agent.invoke(Command(update={"documents": [document]}, goto="decompose"), config)
+    state = agent.get_state(config).values
+    assert set(state["documents"][0]) == {"collection_id", "documents", "chars", "bytes"}
+    assert state["found"] is True
+
+
+def test_a_parent_that_resumes_needs_no_file_again(tmp_path):
+    path = tmp_path / "annals.txt"
+    path.write_text(FACT + " " + FILLER * 40, encoding="utf-8")
+    replies = [SPLIT, reply(f"- {FACT}"), ModelUnavailableError("away")]
+    replies += [reply(f"- {FACT}"), reply(f"- {FACT}"), "The widow Hale."]
+    agent = agent_with(scripted(replies), tmp_path, retry_policy=RetryPolicy(max_attempts=1))
+
+    class Outer(TypedDict, total=False):
+        question: str
+        documents: list
+        answer: str
+
+    parent = StateGraph(Outer).add_node("reader", agent)
+    parent = parent.add_edge(START, "reader").compile(checkpointer=InMemorySaver())
+    config = {"configurable": {"thread_id": "t"}}
+    with pytest.raises(ModelUnavailableError):
+        parent.invoke({"question": QUESTION, "documents": [str(path)]}, config)
+    path.unlink()
+    assert parent.invoke(None, config)["answer"] == "The widow Hale."
+
+
+def test_a_model_of_the_caller_is_not_closed_by_one_call(tmp_path):
+    from dataclasses import replace
+
+    closed = []
+    connected = replace(oracle([FACT]), release=lambda: closed.append(True))
+    options = {"model": connected, "settings": SETTINGS, "document_dir": tmp_path}
+    read(QUESTION, [Document(FACT)], **options)
+    with pytest.raises(SettingsError):
+        read(QUESTION, [Document(FACT)], response_format=3, **options)
+    assert closed == []
