@@ -113,6 +113,7 @@ def as_object(answered: Answered) -> dict[str, Any]:
         "unsupported": output["unsupported"],
         "structured_response": output["structured_response"],
         "memory": output["memory"],
+        "unverified": output["unverified"],
         "plan": output["plan"],
         "usage": {**output["usage"], "unread_spans": unread},
         "documents": {
@@ -155,7 +156,19 @@ def _blocks(answered: Answered, console: Console, *, shows_memory: bool) -> Iter
             yield Text(f"- {title}, chars {span['start_char']}-{span['end_char']}", style="yellow")
     if shows_memory:
         yield _heading("Memory")
-        yield Text(printable(output["memory"]) or "(empty)")
+        yield from _memory(output["memory"], output["unverified"])
+
+
+def _memory(memory: str, unverified: Sequence[str]) -> Iterable[Text]:
+    """The memory; lines that no place in the documents was found for in the warning colour."""
+    from rich.text import Text
+
+    if not memory:
+        yield Text("(empty)")
+    for line in memory.splitlines():
+        is_doubtful = any(doubt in line for doubt in unverified)
+        mark = " (no source found)" if is_doubtful else ""
+        yield Text(printable(line) + mark, "yellow" if is_doubtful else "")
 
 
 def _answer_blocks(answered: Answered) -> Iterable[Text]:

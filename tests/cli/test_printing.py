@@ -35,7 +35,7 @@ def claim(text, start, *, status="unsupported", derivation=None):
     }
 
 
-def printed(answer, *, width=80, colours=False, **output):
+def printed(answer, *, width=80, colours=False, shows_memory=False, **output):
     """What `print_answer` writes for an agent's output."""
     console = Console(
         file=io.StringIO(), width=width, highlight=False, markup=False, emoji=False,
@@ -49,6 +49,7 @@ def printed(answer, *, width=80, colours=False, **output):
         "unsupported": [],
         "structured_response": None,
         "memory": "",
+        "unverified": [],
         "documents": [{"documents": 1, "chars": 100}],
         "usage": {"unread_spans": []},
         **output,
@@ -56,7 +57,7 @@ def printed(answer, *, width=80, colours=False, **output):
     answered = Answered(
         output=output, model_name="m", titles=["a.txt", "b.txt"], skipped=[], seconds=1.0
     )
-    print_answer(answered, console)
+    print_answer(answered, console, shows_memory=shows_memory)
     return console.file.getvalue()
 
 
@@ -173,3 +174,13 @@ def test_durations_read_like_a_clock(seconds, shown):
 def test_quotes_in_place_of_an_answer_are_called_so():
     assert "(Quoted:" in printed(ANSWER, is_quoted=True)
     assert "(Quoted:" not in printed(ANSWER)
+
+
+def test_lines_of_memory_without_a_source_are_marked():
+    shown = printed(
+        ANSWER,
+        shows_memory=True,
+        memory="- It cost 8 crowns.\n- Ludo paid.",
+        unverified=["Ludo paid."],
+    )
+    assert "- It cost 8 crowns.\n- Ludo paid. (no source found)" in shown
