@@ -81,7 +81,7 @@ class Reading:
             self.strategy = event["strategy"]
             self.chars, self.steps = event["chars"], event["steps"]
             self._began = self._stepped = self._clock()
-        elif kind == "chunk_started":
+        elif kind == "chunk_read":
             self.step, self.steps = event["step"], event["steps"]
             self.document, self.tokens = event["document"], event["tokens"]
             self._open_chars = event["end_char"] - event["start_char"]

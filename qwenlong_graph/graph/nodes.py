@@ -196,7 +196,7 @@ class ReadingNodes:
         steps = step + 1 + math.ceil(left / (done / (step + 1)))
         emit(
             {
-                "type": "chunk_started",
+                "type": "chunk_read",
                 "step": step,
                 "steps": steps,
                 "document": references[cursor["document"]]["title"],

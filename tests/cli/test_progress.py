@@ -21,7 +21,7 @@ STARTED = {"type": "started", "strategy": "memory", "steps": 4, "chars": 400}
 
 def chunk(step, *, document="a.txt", steps=4):
     return {
-        "type": "chunk_started",
+        "type": "chunk_read",
         "step": step,
         "steps": steps,
         "document": document,
