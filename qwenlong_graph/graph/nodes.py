@@ -78,6 +78,7 @@ Body = Callable[[MemoryState, Emit], Steps[dict[str, Any]]]
 
 _UNREAD_LISTED = 100
 _TITLE_TOKENS = 64
+_BEFORE_CHARS = 1_000
 
 
 class ReadingNodes:
@@ -456,6 +457,7 @@ class ReadingNodes:
             documents=documents,
             start_page=start_page,
             end_page=end_page,
+            before=text.read(max(0, span["start_char"] - _BEFORE_CHARS), span["start_char"]),
         )
 
     def _short_title(self, title: str) -> str:

@@ -70,7 +70,11 @@ class ReadingState(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """One stretch of a document as it is read: its text, and where it stands."""
+    """One stretch of a document as it is read: its text, and where it stands.
+
+    `before` is the text in front of it in the same document, some hundreds of characters that
+    were read with the chunk before: evidence may lie across the border. It enters no prompt.
+    """
 
     text: str
     document: int
@@ -82,6 +86,7 @@ class Chunk:
     documents: int = 1
     start_page: int | None = None
     end_page: int | None = None
+    before: str = ""
 
     def header(self) -> str:
         """The line that tells the model which stretch of which document this is."""
@@ -99,8 +104,12 @@ class Chunk:
         return f"[{where}]"
 
     def source(self) -> SourceText:
-        """The chunk as a source for evidence."""
-        return SourceText(document=self.document, start_char=self.start_char, text=self.text)
+        """The chunk, and what stands before it, as a source for evidence."""
+        return SourceText(
+            document=self.document,
+            start_char=self.start_char - len(self.before),
+            text=self.before + self.text,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,8 @@ class TestJson:
         told = json.loads(ended.stdout)
         assert list(told) == [
             "question", "core_question", "answer", "found", "is_quoted", "citations", "unsupported",
-            "structured_response", "memory", "unverified", "plan", "usage", "documents", "model", "seconds",
+            "structured_response", "memory", "unverified", "plan", "usage", "documents", "model",
+            "seconds",
         ]  # fmt: skip
         assert (told["question"], told["found"], told["model"]) == (QUESTION, True, NAME)
         assert [citation["cited_text"] for citation in told["citations"]] == [FACT]
