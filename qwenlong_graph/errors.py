@@ -26,6 +26,9 @@
     │   ├── ContextOverflowError               the prompt is longer than the window
     │   └── MalformedReplyError                no usable reply after all attempts
     └── RunError                      exit 5   a kept run cannot go on as asked
+        ├── RunNotFoundError                   no such run, or several that begin so
+        ├── RunLockedError                     another process is working on it
+        ├── RunFormatError                     made by a newer version, damaged, or not a run
         └── RunInterruptedError       exit 130
 
 `exit_code` is what the command line exits with. Messages say what was being done, to what, what
@@ -58,7 +61,10 @@ __all__ = [
     "QuestionError",
     "QwenLongGraphError",
     "RunError",
+    "RunFormatError",
     "RunInterruptedError",
+    "RunLockedError",
+    "RunNotFoundError",
     "ScannedDocumentError",
     "SettingsError",
     "SetupError",
@@ -190,6 +196,18 @@ class RunError(QwenLongGraphError):
     """A kept run cannot go on as asked."""
 
     exit_code = 5
+
+
+class RunNotFoundError(RunError):
+    """There is no such run, or more than one begins with what was given."""
+
+
+class RunLockedError(RunError):
+    """Another process is working on the run; the message says which."""
+
+
+class RunFormatError(RunError):
+    """The run was made by a newer version, is damaged, or is not a run at all."""
 
 
 class RunInterruptedError(RunError):

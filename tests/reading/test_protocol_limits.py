@@ -94,7 +94,8 @@ def test_only_what_follows_the_thoughts_points():
     question = "When was Duarte seen idle in Lisbon, and where was Quaid's ferry?"
     both = extract(f"{first} {second}", of=chunk(text), core_question=question)
     assert both.state["memory"] == f"- {first}\n- {second}", "each is relevant when pointed to"
-    update = extract(f"<think>{first}</think>{second}", of=chunk(text), core_question=question)
+    thoughtful = f"<think>\n{first}\n</think>\n{second}"
+    update = extract(thoughtful, of=chunk(text), core_question=question)
     assert update.state["memory"] == f"- {second}"
     assert cited(update.state["evidence"], text) == [second]
 
@@ -119,6 +120,14 @@ NOT_ANSWERS = ["NOT FOUND", "Not found.", QUESTION, "The bridge at Orrin was pai
 def test_extract_quotes_where_the_reply_says_nothing_of_the_notes(text):
     answer, _ = answering(text, protocol=ExtractProtocol())
     assert (answer.text, answer.is_quoted) == (FACT, True)
+
+
+def test_extract_quotes_where_not_found_is_a_word_of_the_notes():
+    note = "The money for the bridge at Orrin was found by the widow Hale."
+    answer, _ = answering(
+        "NOT FOUND", protocol=ExtractProtocol(), memory=f"- {note}", quotes=(note,)
+    )
+    assert (answer.text, answer.is_quoted) == (note, True)
 
 
 @pytest.mark.parametrize("replies", [["<think>"] * 3, [""] * 3])
