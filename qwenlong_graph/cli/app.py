@@ -13,10 +13,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qwenlong_graph.cli.failures import exit_code_of, report_failure
+from qwenlong_graph.cli.options import DataDir, Debug
 from qwenlong_graph.cli.printing import write_json
+from qwenlong_graph.cli.runs import runs
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
+
+    from qwenlong_graph.cli.ask import Answered
+    from qwenlong_graph.cli.progress import Progress
 
 __all__ = ["app"]
 
@@ -28,6 +35,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(runs, name="runs")
 
 # "\b" keeps the lines of the paragraph that it begins.
 _EXIT_CODES = """\b
@@ -61,6 +70,14 @@ qwenlong-graph ask "Who signed the lease?" lease.pdf
 qwenlong-graph ask "What changed in 2024?" notes/ minutes.docx --memory
 qwenlong-graph ask "Who won?" cup.pdf --model http://127.0.0.1:8080
 pdftotext scan.pdf - | qwenlong-graph ask "What does it cost?" - --json
+
+{_EXIT_CODES}
+"""
+
+_ABOUT_RESUME = f"""Go on with a reading that was interrupted, from the chunk that was open.
+
+Model, documents and settings are those it was begun with. A run that is finished shows its answer
+again.
 
 {_EXIT_CODES}
 """
@@ -211,15 +228,23 @@ def ask(
             help="Seed of the model's random choices; by default 0.", rich_help_panel="Reading"
         ),
     ] = None,
-    data_dir: Annotated[
-        Path | None,
+    data_dir: DataDir = None,
+    run_id: Annotated[
+        str | None,
         typer.Option(
-            envvar="QWENLONG_GRAPH_DATA",
-            metavar="DIRECTORY",
-            help="Where the texts are kept; by default the user's data directory.",
-            rich_help_panel="Reading",
+            metavar="NAME",
+            help="A name for the run, to resume it by; by default one is made up.",
+            rich_help_panel="Run",
         ),
     ] = None,
+    ephemeral: Annotated[
+        bool,
+        typer.Option(
+            "--ephemeral",
+            help="Keep no run: nothing to resume, nothing left of it but the texts.",
+            rich_help_panel="Run",
+        ),
+    ] = False,
     memory: Annotated[
         bool,
         typer.Option("--memory", help="Show the final memory too.", rich_help_panel="Output"),
@@ -235,20 +260,84 @@ def ask(
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Output")
     ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option(
-            "--debug",
-            envvar="QWENLONG_GRAPH_DEBUG",
-            help="Show where an error happened, and the warnings of libraries.",
-            rich_help_panel="Output",
-        ),
-    ] = False,
+    debug: Debug = False,
 ) -> None:
     """See `_ABOUT_ASK`."""
+    from qwenlong_graph.cli.ask import Ask, answer_question
+
+    asked = Ask(
+        question=question,
+        files=files,
+        model=model,
+        served_model=served_model,
+        api_key=api_key,
+        window=window,
+        instructions=instructions,
+        schema=schema,
+        data_dir=data_dir,
+        run_id=run_id,
+        is_ephemeral=ephemeral,
+        settings={
+            name: value
+            for name, value in {
+                "strategy": strategy and strategy.value,
+                "protocol": protocol and protocol.value,
+                "chunk_tokens": chunk_tokens,
+                "memory_tokens": memory_tokens,
+                "seed": seed,
+            }.items()
+            if value is not None
+        },
+    )
+    _answer(
+        lambda progress: answer_question(asked, progress),
+        as_json=as_json,
+        quiet=quiet,
+        memory=memory,
+        debug=debug,
+    )
+
+
+@app.command(help=_ABOUT_RESUME, no_args_is_help=True)
+def resume(
+    run_id: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_ID",
+            help="The run, or the beginning of its name (see: qwenlong-graph runs list).",
+            show_default=False,
+        ),
+    ],
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="QWENLONG_GRAPH_API_KEY", metavar="KEY", help="The server's key."),
+    ] = None,
+    data_dir: DataDir = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Show the final memory too.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object, and nothing else.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
+    debug: Debug = False,
+) -> None:
+    """See `_ABOUT_RESUME`."""
+    from qwenlong_graph.cli.ask import resume_run
+
+    _answer(
+        lambda progress: resume_run(run_id, api_key=api_key, data_dir=data_dir, progress=progress),
+        as_json=as_json,
+        quiet=quiet,
+        memory=memory,
+        debug=debug,
+    )
+
+
+def _answer(
+    work: Callable[[Progress], Answered], *, as_json: bool, quiet: bool, memory: bool, debug: bool
+) -> None:
+    """Does the work with its progress on standard error, and shows the answer or the failure."""
     from rich.console import Console
 
-    from qwenlong_graph.cli.ask import Ask, answer_question
     from qwenlong_graph.cli.printing import answer_console, as_object, print_answer
     from qwenlong_graph.cli.progress import progress_on
 
@@ -257,31 +346,7 @@ def ask(
     _warn_of_tracing(errors)
     try:
         with progress_on(errors, is_silent=quiet or as_json, hides_warnings=as_json) as progress:
-            answered = answer_question(
-                Ask(
-                    question=question,
-                    files=files,
-                    model=model,
-                    served_model=served_model,
-                    api_key=api_key,
-                    window=window,
-                    instructions=instructions,
-                    schema=schema,
-                    data_dir=data_dir,
-                    settings={
-                        name: value
-                        for name, value in {
-                            "strategy": strategy and strategy.value,
-                            "protocol": protocol and protocol.value,
-                            "chunk_tokens": chunk_tokens,
-                            "memory_tokens": memory_tokens,
-                            "seed": seed,
-                        }.items()
-                        if value is not None
-                    },
-                ),
-                progress,
-            )
+            answered = work(progress)
         if as_json:
             write_json(as_object(answered))
         else:

@@ -32,6 +32,9 @@ _MEGABYTE = 1_000_000
 _PLAIN_LINES = 10
 
 
+_DRAINING = "Stopping once the open chunk is read and kept. Interrupt again to stop at once."
+
+
 class Progress(Protocol):
     """Told what happens on the way to an answer."""
 
@@ -245,6 +248,8 @@ class PlainProgress:
                 f"{reading.percent:3}% read, {reading.chunk()} ({printable(reading.document)}): "
                 f"{', '.join([tokens, *others])}; {reading.times()}.",
             )
+        elif kind == "draining":
+            self._tell(_DRAINING)
         elif kind == "server_failed":
             self._tell(_server_failed(event))
         elif kind == "answered":
@@ -307,7 +312,9 @@ class LiveProgress:
         """Brings the lines up to date; a summary stays at the end."""
         reading = self._reading
         reading.take(event)
-        if event["type"] == "server_failed":
+        if event["type"] == "draining":
+            self._console.print(Text(_DRAINING, style="yellow"))
+        elif event["type"] == "server_failed":
             self._console.print(Text(_server_failed(event), style="yellow"))
         elif event["type"] == "answered":
             self._console.print(Text(f"{reading.summary(self._model_name)}\n", style="dim"))

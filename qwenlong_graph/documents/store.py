@@ -332,7 +332,8 @@ def _without_surrogates(text: str) -> str:
 
 
 def _one_line(title: str) -> str:
-    return " ".join(_without_surrogates(title).split())[:LONGEST_TITLE_CHARS] or "untitled"
+    # The end is what tells a long path.
+    return " ".join(_without_surrogates(title).split())[-LONGEST_TITLE_CHARS:] or "untitled"
 
 
 def _as_json(content: Sequence[int] | Sequence[Mapping[str, object]]) -> bytes:

@@ -142,6 +142,8 @@ def parse_decomposition(text: str, *, question: str) -> tuple[str, str] | None:
     if not core or len(core) > len(question) * 1.3 + 40:
         return None
     instructions = _element(body, "instructions") or ""
+    if len(instructions) > len(question) * 1.3 + 40:
+        return None
     if is_empty_memory(instructions):
         instructions = ""
     asked, kept = set(question_terms(question)), set(question_terms(f"{core} {instructions}"))

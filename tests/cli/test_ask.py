@@ -248,7 +248,9 @@ class TestFailures:
     def test_an_interrupt_ends_at_once_though_the_model_is_silent(self, start, document):
         with llama_cpp() as server:
             server.gate.clear()
-            process = start("ask", QUESTION, document, "--model", server.url, *MEMORY)
+            process = start(
+                "ask", QUESTION, document, "--model", server.url, "--ephemeral", *MEMORY
+            )
             deadline = time.monotonic() + 60
             while not server.prompts and time.monotonic() < deadline:
                 time.sleep(0.05)

@@ -1,0 +1,1 @@
+"""A run on disk: its record, its checkpoints, its journal and its lock."""

@@ -1,0 +1,39 @@
+"""Files written whole or not at all, and the one error for what cannot be written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from qwenlong_graph.errors import RunError
+
+__all__ = ["cannot_write", "write_whole"]
+
+
+def cannot_write(path: Path, error: Exception) -> RunError:
+    """The error to raise where `path`, or something in it, could not be opened or written."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return RunError(
+        f"Keeping the run: {path} could not be written ({reason}). Free some space, or keep runs "
+        f"elsewhere with --data-dir or QWENLONG_GRAPH_DATA, or keep nothing with --ephemeral."
+    )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace `path` by `content` so that a reader, or a crash, sees the old or the new file.
+
+    The file is readable by its owner only. Raises `OSError`; the old file is then untouched.
+    """
+    # mkstemp gives mode 0600; beside its destination, so that replace stays in one file system.
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with open(handle, "wb") as file:  # noqa: PTH123 (a descriptor)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
