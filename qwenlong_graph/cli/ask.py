@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 from qwenlong_graph.errors import ModelError, QuestionError, RunInterruptedError, SettingsError
 
@@ -117,7 +116,7 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
                 instructions=ask.instructions,
                 documents=collection,
                 titles=titles[:20],
-                model=_without_password(ask.model),
+                model=ask.model,
                 served_model=ask.served_model,
                 window=ask.window,
                 settings=dict(ask.settings),
@@ -181,14 +180,6 @@ def shelf_in(data_dir: Path | None) -> RunShelf:
     from qwenlong_graph.runs.directory import RunShelf
 
     return RunShelf(_data_dir(data_dir) / "runs")
-
-
-def _without_password(model: str) -> str:
-    """An address without user and password, which must not be written down."""
-    if not model.startswith(("http://", "https://")):
-        return model
-    parts = urlsplit(model)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def _data_dir(data_dir: Path | None) -> Path:

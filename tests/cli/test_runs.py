@@ -148,12 +148,3 @@ def test_a_run_that_another_process_works_on_is_left_alone(run, start, long_docu
             assert str(process.pid) in refused.stderr
         server.gate.set()
         assert process.wait(timeout=60) == 0
-
-
-def test_a_password_in_the_address_is_not_written_down(run, long_document, tmp_path):
-    with llama_cpp(facts=[FACT]) as server:
-        address = server.url.replace("http://", "http://anna:secret@")
-        run("ask", QUESTION, long_document, "--model", address, "--quiet", *LONG)
-    record = (tmp_path / "data" / "runs" / "night" / "run.json").read_text("utf-8")
-    assert "secret" not in record
-    assert server.url in record
