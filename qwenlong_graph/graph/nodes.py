@@ -578,18 +578,6 @@ def _reading_state(state: MemoryState) -> ReadingState:
     )
 
 
-def _no_usage() -> Usage:
-    return Usage(
-        steps=0,
-        calls=0,
-        retries=0,
-        input_tokens=0,
-        output_tokens=0,
-        unread=0,
-        unread_spans=[],
-    )
-
-
 def _after(span: Span, reference: DocumentReference) -> Cursor:
     if span["end_char"] >= reference["chars"]:
         return Cursor(document=span["document"] + 1, start_char=0, start_byte=0)
