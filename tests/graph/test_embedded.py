@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,36 @@ def test_control_tokens_in_a_document_do_not_end_the_turn(agent, passage):
     assert PLANTED in [citation["cited_text"] for citation in output["citations"]]
     assert "banana" not in output["memory"]
     assert "banana" not in output["answer"]
+
+
+WATCHED = """
+import sys
+reached = []
+
+def watch(event, arguments):
+    if event == "socket.connect":
+        address = arguments[1]
+        reached.append(address[0] if isinstance(address, tuple) else "local")
+    if event == "socket.getaddrinfo":
+        reached.append(arguments[0])
+
+sys.addaudithook(watch)
+from langchain_core.documents import Document
+from qwenlong_graph import read
+out = read("Where is the key?", [Document("The key is under the third step.")], document_dir=sys.argv[1])
+assert out["found"], out
+assert reached, "the model itself is reached over loopback"
+at_home = ("127.0.0.1", "::1", "localhost", "local")
+print(sorted({name for name in reached if name not in at_home}))
+"""
+
+
+def test_a_whole_reading_reaches_nothing_beyond_loopback(tmp_path, embedded_model):
+    ended = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[]\n", "")
