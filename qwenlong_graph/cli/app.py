@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwenlong_graph.cli.estimate import estimate
 from qwenlong_graph.cli.failures import exit_code_of, report_failure
 from qwenlong_graph.cli.options import DataDir, Debug
 from qwenlong_graph.cli.printing import write_json
@@ -330,6 +331,9 @@ def resume(
         memory=memory,
         debug=debug,
     )
+
+
+app.command(no_args_is_help=True)(estimate)
 
 
 def _answer(

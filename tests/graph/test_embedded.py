@@ -83,7 +83,8 @@ def watch(event, arguments):
 sys.addaudithook(watch)
 from langchain_core.documents import Document
 from qwenlong_graph import read
-out = read("Where is the key?", [Document("The key is under the third step.")], document_dir=sys.argv[1])
+note = Document("The key is under the third step.")
+out = read("Where is the key?", [note], document_dir=sys.argv[1])
 assert out["found"], out
 assert reached, "the model itself is reached over loopback"
 at_home = ("127.0.0.1", "::1", "localhost", "local")

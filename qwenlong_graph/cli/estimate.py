@@ -1,0 +1,422 @@
+"""What a reading would cost, before it is begun: chunks, calls, tokens, time, disk."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from qwenlong_graph.cli.failures import exit_code_of, report_failure
+from qwenlong_graph.cli.options import DataDir, Debug
+from qwenlong_graph.cli.printing import answer_console, counted, printable, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from qwenlong_graph.documents.store import DocumentStore
+    from qwenlong_graph.models.connect import ConnectedModel
+    from qwenlong_graph.reading.budget import ReadingSettings
+    from qwenlong_graph.reading.protocols import Chunk, ReadingTask
+    from qwenlong_graph.types import DocumentReference, Span
+
+__all__ = ["DocumentEstimate", "Estimate", "estimate", "in_words"]
+
+# Stands in for the question, which is not known yet.
+_QUESTION = "What do these documents say about the matter, who is named, and when was it?"
+_TITLE_TOKENS = 64
+# Borders fall before a chunk is quite full; the graph estimates with the same share.
+_FILLED_SHARE = 0.92
+# Of a run's files as measured: a checkpoint without its memory, and a line of the journal.
+_CHECKPOINT_BYTES = 6_500
+_JOURNAL_BYTES = 400
+_BYTES_PER_TOKEN = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class DocumentEstimate:
+    """One document; `tokens` and `chunks` come from samples of its text."""
+
+    title: str
+    chars: int
+    tokens: int
+    chunks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """All documents read with a memory. Retries are not foreseen.
+
+    `input_tokens` is counted with a full memory. What only a calibration tells is None without
+    one. `is_one_pass` says that strategy "auto" would probably read them in a single call.
+    """
+
+    model: str
+    protocol: str
+    chunk_tokens: int
+    memory_tokens: int
+    documents: Sequence[DocumentEstimate]
+    tokens: int
+    chunks: int
+    calls: int
+    input_tokens: int
+    disk_bytes: int
+    is_one_pass: bool
+    output_tokens: int | None = None
+    seconds: float | None = None
+    seconds_per_chunk: float | None = None
+
+
+def estimate(
+    files: Annotated[
+        list[str],
+        typer.Argument(metavar="FILE", help="Files or directories, as for ask."),
+    ],
+    model: Annotated[
+        str,
+        typer.Option(envvar="QWENLONG_GRAPH_MODEL", help="The model, as for ask."),
+    ] = "embedded",
+    served_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of the server's models, where it has several."),
+    ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="QWENLONG_GRAPH_API_KEY", metavar="KEY", help="The server's key."),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Context window to use.")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Longest chunk.")
+    ] = None,
+    memory_tokens: Annotated[
+        int | None, typer.Option(metavar="TOKENS", help="Longest memory.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(metavar="[rewrite|extract]", help="As for ask.")
+    ] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate/--no-calibrate",
+            help="Time the model on up to two chunks; without this, no time and no output.",
+        ),
+    ] = True,
+    data_dir: DataDir = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object, and nothing else.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Tell beforehand what reading these files takes: chunks, calls, tokens, time, disk."""
+    from rich.console import Console
+
+    if not debug:
+        # What libraries log and warn of is for who develops with them.
+        logging.getLogger().addHandler(logging.NullHandler())
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")
+    given = {"chunk_tokens": chunk_tokens, "memory_tokens": memory_tokens, "protocol": protocol}
+    errors = Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=as_json)
+    try:
+        estimated = _estimate(
+            files,
+            settings={name: value for name, value in given.items() if value is not None},
+            connection={
+                "target": model,
+                "model": served_model,
+                "window": window,
+                # A key in the environment must not keep a local model from starting.
+                "api_key": api_key if model.startswith(("http://", "https://")) else None,
+            },
+            data_dir=data_dir,
+            is_calibrated=calibrate,
+            errors=errors,
+        )
+        if as_json:
+            write_json(asdict(estimated))
+        else:
+            _print(estimated, answer_console())
+    except BrokenPipeError:
+        # Who read our output has seen enough. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(141) from None
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the end of the line
+        report_failure(error, console=errors, as_json=as_json, is_debug=debug)
+        raise typer.Exit(exit_code_of(error)) from None
+
+
+def in_words(seconds: float) -> str:
+    """A length of time in its two largest units: "2 min 20 s"."""
+    if seconds < 1:
+        return "less than a second"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours:,} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _estimate(
+    files: Sequence[str],
+    *,
+    settings: Mapping[str, Any],
+    connection: Mapping[str, Any],
+    data_dir: Path | None,
+    is_calibrated: bool,
+    errors: Console,
+) -> Estimate:
+    from qwenlong_graph.documents.loading import ingest
+    from qwenlong_graph.documents.store import DocumentStore, default_data_dir
+    from qwenlong_graph.models.connect import connect
+    from qwenlong_graph.reading.budget import ReadingSettings
+
+    def on_skip(name: str, reason: str) -> None:
+        errors.print(f"Warning: left out {printable(name)}: {printable(reason)}", soft_wrap=True)
+
+    asked = ReadingSettings(**settings)
+    store = DocumentStore((data_dir or default_data_dir()).expanduser() / "documents")
+    references = store.collection(ingest(files, store, on_skip=on_skip))
+    with contextlib.closing(connect(**connection)) as model:
+        reading = asked.over(model.defaults)
+        task = _task(model, reading)
+        estimated = _counted(references, store, task, reading, model.model_name)
+        if is_calibrated:
+            errors.print(f"Timing {printable(model.model_name)} on up to two chunks ...")
+            seconds, output_tokens = _calibrate(
+                model, reading, task, _typical_chunks(estimated, references, store, task, reading)
+            )
+            estimated = replace(
+                estimated,
+                output_tokens=output_tokens * estimated.calls,
+                seconds=round(seconds * estimated.calls, 3),
+                seconds_per_chunk=round(seconds, 3),
+            )
+    return estimated
+
+
+def _task(model: ConnectedModel, reading: ReadingSettings) -> ReadingTask:
+    """The task as the graph's nodes make it, for a question of usual length."""
+    from qwenlong_graph.reading.budget import derive_budget
+    from qwenlong_graph.reading.prompts import neutralise, rewrite_prompt
+    from qwenlong_graph.reading.protocols import ReadingTask
+
+    frame = rewrite_prompt(
+        core_question="", memory="", plan="", chunk="", header="", memory_words=99_999
+    )
+    header = 'Section 9999 of about 9999, from "" (document 99 of 99), pages 999 to 999'
+    return ReadingTask(
+        core_question=_QUESTION,
+        instructions="",
+        budget=derive_budget(
+            reading,
+            window=model.window,
+            frame_tokens=model.count_tokens(frame[0]["content"] + header) + _TITLE_TOKENS,
+            question_tokens=model.count_tokens(_QUESTION),
+        ),
+        count_tokens=lambda text: model.count_tokens(neutralise(text, model.special_tokens)),
+        special_tokens=model.special_tokens,
+    )
+
+
+def _counted(
+    references: Sequence[DocumentReference],
+    store: DocumentStore,
+    task: ReadingTask,
+    reading: ReadingSettings,
+    model_name: str,
+) -> Estimate:
+    """All that can be told without asking the model anything."""
+    from qwenlong_graph.documents.tokens import chars_per_token
+    from qwenlong_graph.reading.loop import start_state
+    from qwenlong_graph.reading.protocols import Chunk, protocol_named
+
+    budget = task.budget
+    documents = []
+    for reference in references:
+        ratio = chars_per_token(store.open(reference), task.count_tokens)
+        tokens = math.ceil(reference["chars"] / ratio)
+        # What fits is one chunk, though a longer text fills its chunks less than wholly.
+        fits = tokens <= budget.chunk_tokens
+        chunks = 1 if fits else math.ceil(tokens / (budget.chunk_tokens * _FILLED_SHARE))
+        documents.append(
+            DocumentEstimate(
+                title=reference["title"], chars=reference["chars"], tokens=tokens, chunks=chunks
+            )
+        )
+    tokens = sum(document.tokens for document in documents)
+    chunks = sum(document.chunks for document in documents)
+    is_rewriting = reading.protocol == "rewrite"
+    empty = Chunk(text="", document=0, start_char=0, end_char=0, title="", step=0, steps=chunks)
+    prompt = protocol_named(reading.protocol).update_messages(task, start_state(), empty)
+    frame_tokens = task.count_tokens(prompt[0]["content"])
+    # The memory stands in every prompt of "rewrite", and in that of the answer.
+    memory_tokens = budget.memory_tokens if is_rewriting else 0
+    calls = chunks + is_rewriting + 1
+    return Estimate(
+        model=model_name,
+        protocol=reading.protocol,
+        chunk_tokens=budget.chunk_tokens,
+        memory_tokens=budget.memory_tokens,
+        documents=documents,
+        tokens=tokens,
+        chunks=chunks,
+        calls=calls,
+        input_tokens=tokens + calls * frame_tokens + chunks * memory_tokens + budget.memory_tokens,
+        disk_bytes=sum(reference["bytes"] for reference in references)
+        + _run_bytes(chunks, budget.memory_tokens),
+        is_one_pass=tokens <= min(budget.full_tokens, reading.full_tokens_max),
+    )
+
+
+def _run_bytes(chunks: int, memory_tokens: int) -> int:
+    """The files of a run, with a full memory. A run keeps only its last checkpoints."""
+    from qwenlong_graph.runs.checkpoints import KEPT_CHECKPOINTS, PRUNING_STEPS
+
+    # Two for each chunk, and some for the start and the answer; memory is written at each, and
+    # once more as the result of every second one.
+    checkpoints = min(2 * chunks + 4, KEPT_CHECKPOINTS + PRUNING_STEPS)
+    each = _CHECKPOINT_BYTES + memory_tokens * _BYTES_PER_TOKEN * 3 // 2
+    return checkpoints * each + chunks * _JOURNAL_BYTES
+
+
+def _typical_chunks(
+    estimated: Estimate,
+    references: Sequence[DocumentReference],
+    store: DocumentStore,
+    task: ReadingTask,
+    reading: ReadingSettings,
+) -> list[Chunk]:
+    """One or two chunks; the last is the first of the document whose chunks are most usual."""
+    from qwenlong_graph.documents.chunking import next_span
+    from qwenlong_graph.reading.protocols import Chunk
+
+    def distance(index: int) -> float:
+        document = estimated.documents[index]
+        return abs(document.tokens / document.chunks - estimated.tokens / estimated.chunks)
+
+    def chunk_at(index: int, after: Span | None = None) -> tuple[Chunk, Span]:
+        text = store.open(references[index])
+        span = next_span(
+            text,
+            document=index,
+            start_char=after["end_char"] if after else 0,
+            start_byte=after["end_byte"] if after else 0,
+            max_tokens=task.budget.chunk_tokens,
+            count_tokens=task.count_tokens,
+            tolerance=reading.border_tolerance,
+        )
+        start, end = span["start_char"], span["end_char"]
+        chunk = Chunk(
+            text=text.read(start, end),
+            document=index,
+            start_char=start,
+            end_char=end,
+            title=references[index]["title"][-120:],
+            step=0,
+            steps=estimated.chunks,
+            documents=len(references),
+        )
+        return chunk, span
+
+    typical, *others = sorted(range(len(references)), key=distance)
+    timed, span = chunk_at(typical)
+    # Another text first: a server that caches prompts would answer the same one too fast.
+    if span["end_char"] < references[typical]["chars"]:
+        return [chunk_at(typical, span)[0], timed]
+    return [chunk_at(others[0])[0], timed] if others else [timed]
+
+
+def _calibrate(
+    model: ConnectedModel,
+    reading: ReadingSettings,
+    task: ReadingTask,
+    chunks: Sequence[Chunk],
+) -> tuple[float, int]:
+    """Seconds and tokens of output of the last chunk's call; the one before warms up."""
+    from langsmith import tracing_context
+
+    from qwenlong_graph.models.calls import ask
+    from qwenlong_graph.reading.loop import call_seed, start_state
+    from qwenlong_graph.reading.protocols import protocol_named
+    from qwenlong_graph.reading.replies import BadReply
+
+    protocol = protocol_named(reading.protocol)
+    state = start_state()
+    seconds, output_tokens = 0.0, 0
+    for step, chunk in enumerate(chunks):
+        messages = protocol.update_messages(task, state, chunk)
+        began = time.perf_counter()
+        # An estimate is nobody's trace: the text goes to the model alone.
+        with tracing_context(enabled=False):
+            reply = ask(
+                model,
+                messages,
+                max_tokens=task.budget.output_tokens,
+                temperature=reading.temperature,
+                top_p=reading.top_p,
+                seed=call_seed(reading.seed, step=step, attempt=0),
+            )
+        seconds = time.perf_counter() - began
+        output_tokens = reply.output_tokens or task.count_tokens(reply.text)
+        # A reply that a reading would ask for again leaves the memory as it is.
+        with contextlib.suppress(BadReply):
+            state = protocol.apply_reply(
+                task, state, chunk, reply.text, is_truncated=reply.is_truncated
+            ).state
+    return seconds, output_tokens
+
+
+def _print(estimated: Estimate, console: Console) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("Document", overflow="fold")
+    for heading in ("Characters", "Tokens", "Chunks"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for document in estimated.documents:
+        table.add_row(
+            printable(document.title),
+            f"{document.chars:,}",
+            f"{document.tokens:,}",
+            f"{document.chunks:,}",
+        )
+    lines = [
+        f"Model:  {printable(estimated.model)}, protocol {estimated.protocol}, chunks of up to "
+        f"{estimated.chunk_tokens:,} tokens, memory up to {estimated.memory_tokens:,}",
+        f"Calls:  about {estimated.calls:,} for {counted(estimated.chunks, 'chunk')}",
+        f"Input:  about {estimated.input_tokens:,} tokens, with a full memory",
+    ]
+    if estimated.seconds is not None:
+        lines += [
+            f"Output: about {estimated.output_tokens:,} tokens",
+            f"Time:   about {in_words(estimated.seconds)}",
+        ]
+    lines.append(f"Disk:   about {_size(estimated.disk_bytes)}")
+    if estimated.is_one_pass:
+        lines.append(
+            "This is for reading chunk by chunk. All of it seems to fit in one pass, which is what "
+            "ask does then, in a single call, unless it is given --strategy memory."
+        )
+    # In one piece: rich would turn a closed pipe into an exit of its own.
+    with console.capture() as capture:
+        console.print(table)
+        console.print()
+        for line in lines:
+            console.print(line, soft_wrap=True)
+    console.file.write(capture.get())
+    console.file.flush()
+
+
+def _size(count: int) -> str:
+    return f"{count / 1_000_000:,.1f} MB" if count >= 1_000_000 else f"{count / 1_000:,.0f} KB"
