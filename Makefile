@@ -37,8 +37,9 @@ format: $(VENV)/.installed-dev ## Mend style and format where that is safe
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.installed-dev ## Measure the false alarms among "unsupported" claims
+bench: $(VENV)/.installed-dev ## Measure false alarms among "unsupported" claims, and the loop's own cost
 	@$(VENV)/bin/python benchmarks/unsupported.py
+	@$(VENV)/bin/python benchmarks/loop.py
 
 clean: ## Remove .venv, caches and build outputs
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
