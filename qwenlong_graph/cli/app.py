@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import enum
-import logging
 import os
-import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from qwenlong_graph.cli.estimate import estimate
-from qwenlong_graph.cli.failures import exit_code_of, report_failure
 from qwenlong_graph.cli.options import DataDir, Debug
 from qwenlong_graph.cli.printing import write_json
+from qwenlong_graph.cli.process import error_console, failures_told, prepare_process
 from qwenlong_graph.cli.runs import runs
 
 if TYPE_CHECKING:
@@ -340,42 +337,19 @@ def _answer(
     work: Callable[[Progress], Answered], *, as_json: bool, quiet: bool, memory: bool, debug: bool
 ) -> None:
     """Does the work with its progress on standard error, and shows the answer or the failure."""
-    from rich.console import Console
-
     from qwenlong_graph.cli.printing import answer_console, as_object, print_answer
     from qwenlong_graph.cli.progress import progress_on
 
-    _prepare_process(is_debug=debug, is_silent=quiet or as_json)
-    errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
+    prepare_process(is_debug=debug, is_silent=quiet or as_json)
+    errors = error_console()
     _warn_of_tracing(errors)
-    try:
+    with failures_told(errors, as_json=as_json, is_debug=debug):
         with progress_on(errors, is_silent=quiet or as_json, hides_warnings=as_json) as progress:
             answered = work(progress)
         if as_json:
             write_json(as_object(answered))
         else:
             print_answer(answered, answer_console(), shows_memory=memory)
-    except BrokenPipeError:
-        # Who read our output has seen enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(141) from None
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the end of the line: all are told
-        report_failure(error, console=errors, as_json=as_json, is_debug=debug)
-        raise typer.Exit(exit_code_of(error)) from None
-
-
-def _prepare_process(*, is_debug: bool, is_silent: bool) -> None:
-    # A character that the terminal's encoding lacks must not cost the answer.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-    if not is_debug:
-        # What libraries log and warn of is for who develops with them.
-        logging.getLogger().addHandler(logging.NullHandler())
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
-    if is_silent:
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _warn_of_tracing(console: Console) -> None:

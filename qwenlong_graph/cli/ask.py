@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     AgentMaker = Callable[[BaseCheckpointSaver[Any] | None], MemoryAgent]
 
-__all__ = ["Answered", "Ask", "Skipped", "answer_question", "resume_run", "shelf_in"]
+__all__ = ["Answered", "Ask", "Skipped", "answer_question", "resume_run", "shelf_in", "store_in"]
 
 
 _JOURNALLED = frozenset({"memory_updated", "retry", "server_failed", "answered"})
@@ -83,7 +83,6 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
     the `QwenLongGraphError`s of documents, models and settings, and KeyboardInterrupt.
     """
     from qwenlong_graph.documents.loading import ingest
-    from qwenlong_graph.documents.store import DocumentStore
     from qwenlong_graph.reading.budget import ReadingSettings
 
     began = time.monotonic()
@@ -98,7 +97,7 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
         progress.left_out(name, reason)
 
     progress.working("Loading the documents")
-    store = DocumentStore(_data_dir(ask.data_dir) / "documents")
+    store = store_in(ask.data_dir)
     collection = ingest(ask.files, store, on_skip=on_skip)
     titles = [reference["title"] for reference in store.collection(collection)]
     with contextlib.closing(_connected(ask, progress)) as model:
@@ -141,13 +140,12 @@ def resume_run(
 
     Raises the errors of `answer_question` and the `RunError`s.
     """
-    from qwenlong_graph.documents.store import DocumentStore
     from qwenlong_graph.reading.budget import ReadingSettings
 
     began = time.monotonic()
     run = shelf_in(data_dir).find(run_id)
     record = run.record
-    store = DocumentStore(_data_dir(data_dir) / "documents")
+    store = store_in(data_dir)
     with run.lock():
         titles = [reference["title"] for reference in store.collection(record["documents"])]
         ask = Ask(
@@ -180,6 +178,13 @@ def shelf_in(data_dir: Path | None) -> RunShelf:
     from qwenlong_graph.runs.directory import RunShelf
 
     return RunShelf(_data_dir(data_dir) / "runs")
+
+
+def store_in(data_dir: Path | None) -> DocumentStore:
+    """Where the texts of a data directory are kept."""
+    from qwenlong_graph.documents.store import DocumentStore
+
+    return DocumentStore(_data_dir(data_dir) / "documents")
 
 
 def _data_dir(data_dir: Path | None) -> Path:

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
-import os
-import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwenlong_graph.cli.failures import exit_code_of, report_failure
 from qwenlong_graph.cli.options import DataDir, Debug
 from qwenlong_graph.cli.printing import answer_console, counted, printable, write_json
+from qwenlong_graph.cli.process import error_console, failures_told, prepare_process
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +29,6 @@ __all__ = ["DocumentEstimate", "Estimate", "estimate", "in_words"]
 
 # Stands in for the question, which is not known yet.
 _QUESTION = "What do these documents say about the matter, who is named, and when was it?"
-_TITLE_TOKENS = 64
 # Borders fall before a chunk is quite full; the graph estimates with the same share.
 _FILLED_SHARE = 0.92
 # Of a run's files as measured: a checkpoint without its memory, and a line of the journal.
@@ -119,16 +114,10 @@ def estimate(
     debug: Debug = False,
 ) -> None:
     """Tell beforehand what reading these files takes: chunks, calls, tokens, time, disk."""
-    from rich.console import Console
-
-    if not debug:
-        # What libraries log and warn of is for who develops with them.
-        logging.getLogger().addHandler(logging.NullHandler())
-        if not sys.warnoptions:
-            warnings.simplefilter("ignore")
+    prepare_process(is_debug=debug, is_silent=as_json)
     given = {"chunk_tokens": chunk_tokens, "memory_tokens": memory_tokens, "protocol": protocol}
-    errors = Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=as_json)
-    try:
+    errors = error_console(is_quiet=as_json)
+    with failures_told(errors, as_json=as_json, is_debug=debug):
         estimated = _estimate(
             files,
             settings={name: value for name, value in given.items() if value is not None},
@@ -147,13 +136,6 @@ def estimate(
             write_json(asdict(estimated))
         else:
             _print(estimated, answer_console())
-    except BrokenPipeError:
-        # Who read our output has seen enough. Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit(141) from None
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the end of the line
-        report_failure(error, console=errors, as_json=as_json, is_debug=debug)
-        raise typer.Exit(exit_code_of(error)) from None
 
 
 def in_words(seconds: float) -> str:
@@ -176,8 +158,9 @@ def _estimate(
     is_calibrated: bool,
     errors: Console,
 ) -> Estimate:
+    from qwenlong_graph.cli.ask import store_in
     from qwenlong_graph.documents.loading import ingest
-    from qwenlong_graph.documents.store import DocumentStore, default_data_dir
+    from qwenlong_graph.graph.nodes import ReadingNodes
     from qwenlong_graph.models.connect import connect
     from qwenlong_graph.reading.budget import ReadingSettings
 
@@ -185,11 +168,11 @@ def _estimate(
         errors.print(f"Warning: left out {printable(name)}: {printable(reason)}", soft_wrap=True)
 
     asked = ReadingSettings(**settings)
-    store = DocumentStore((data_dir or default_data_dir()).expanduser() / "documents")
+    store = store_in(data_dir)
     references = store.collection(ingest(files, store, on_skip=on_skip))
     with contextlib.closing(connect(**connection)) as model:
         reading = asked.over(model.defaults)
-        task = _task(model, reading)
+        task = ReadingNodes(model, settings=reading, store=store).task(_QUESTION, "")
         estimated = _counted(references, store, task, reading, model.model_name)
         if is_calibrated:
             errors.print(f"Timing {printable(model.model_name)} on up to two chunks ...")
@@ -203,30 +186,6 @@ def _estimate(
                 seconds_per_chunk=round(seconds, 3),
             )
     return estimated
-
-
-def _task(model: ConnectedModel, reading: ReadingSettings) -> ReadingTask:
-    """The task as the graph's nodes make it, for a question of usual length."""
-    from qwenlong_graph.reading.budget import derive_budget
-    from qwenlong_graph.reading.prompts import neutralise, rewrite_prompt
-    from qwenlong_graph.reading.protocols import ReadingTask
-
-    frame = rewrite_prompt(
-        core_question="", memory="", plan="", chunk="", header="", memory_words=99_999
-    )
-    header = 'Section 9999 of about 9999, from "" (document 99 of 99), pages 999 to 999'
-    return ReadingTask(
-        core_question=_QUESTION,
-        instructions="",
-        budget=derive_budget(
-            reading,
-            window=model.window,
-            frame_tokens=model.count_tokens(frame[0]["content"] + header) + _TITLE_TOKENS,
-            question_tokens=model.count_tokens(_QUESTION),
-        ),
-        count_tokens=lambda text: model.count_tokens(neutralise(text, model.special_tokens)),
-        special_tokens=model.special_tokens,
-    )
 
 
 def _counted(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwenlong_graph.cli.failures import exit_code_of, report_failure
 from qwenlong_graph.cli.options import DataDir
 from qwenlong_graph.cli.printing import answer_console, counted, printable, shortened, write_json
+from qwenlong_graph.cli.process import error_console, failures_told
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,13 +128,13 @@ def prune_runs(
 
 
 def _quotes(run: Run, values: dict[str, Any], data_dir: Path | None) -> list[dict[str, Any]]:
-    from qwenlong_graph.documents.store import DocumentStore, default_data_dir
+    from qwenlong_graph.cli.ask import store_in
     from qwenlong_graph.graph.state import unpack_evidence
 
     rows = unpack_evidence(values.get("evidence", []))
     if not rows:
         return []
-    store = DocumentStore((data_dir or default_data_dir()).expanduser() / "documents")
+    store = store_in(data_dir)
     references = store.collection(run.record["documents"])
     return [
         {
@@ -175,13 +175,7 @@ def _tell_skipped(name: str, error: RunError) -> None:
 def _on_shelf(
     data_dir: Path | None, work: Callable[[RunShelf], None], *, as_json: bool = False
 ) -> None:
-    from rich.console import Console
-
     from qwenlong_graph.cli.ask import shelf_in
 
-    try:
+    with failures_told(error_console(), as_json=as_json):
         work(shelf_in(data_dir))
-    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the end of the line
-        errors = Console(stderr=True, highlight=False, markup=False, emoji=False)
-        report_failure(error, console=errors, as_json=as_json, is_debug=False)
-        raise typer.Exit(exit_code_of(error)) from None

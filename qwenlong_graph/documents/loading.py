@@ -105,7 +105,8 @@ def ingest(
 ) -> CollectionReference:
     """Load all `sources` in their order and store them as one collection.
 
-    Consecutive LangChain documents that are pages of the same source become one document.
+    Consecutive LangChain documents that are pages of the same source become one document. A
+    single collection is given back as it is, once it is seen to be in the store.
     Raises `NoDocumentsError` if there is nothing, and what `load` raises.
     """
     from langchain_core.documents import Document
@@ -113,6 +114,11 @@ def ingest(
     # A document is iterable too: pydantic models give their fields.
     if isinstance(sources, (str, Path, Mapping, Document)) or not isinstance(sources, Iterable):
         sources = [cast("Source", sources)]
+    if isinstance(sources, Sequence) and len(sources) == 1:
+        only = sources[0]
+        if isinstance(only, Mapping) and "collection_id" in only:
+            _checked_references(only, store)
+            return cast("CollectionReference", dict(only))
     references: list[DocumentReference] = []
     for group in _pages_together(sources):
         references.extend(_load_group(group, store, on_skip, len(references) + 1))

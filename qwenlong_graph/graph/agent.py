@@ -110,16 +110,8 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
         if (config or {}).get("configurable", {}).get(_RESUMING):
             # A parent graph that resumes gives its input again; the texts are stored already.
             return {name: value for name, value in given.items() if name != "documents"}
-        documents = given["documents"]
-        if (
-            isinstance(documents, Sequence)
-            and len(documents) == 1
-            and isinstance(documents[0], Mapping)
-            and "collection_id" in documents[0]
-        ):
-            return given
         store = cast("MemoryGraph", self.builder).nodes_of.store
-        return {**given, "documents": [ingest(documents, store)]}
+        return {**given, "documents": [ingest(given["documents"], store)]}
 
     def _require_checkpointer(self, config: RunnableConfig | None, *, is_async: bool) -> None:
         """Says at once what would otherwise fail after the first model call, unnamed."""

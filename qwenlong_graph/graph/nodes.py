@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
@@ -134,9 +134,9 @@ class ReadingNodes:
         question = (state.get("question") or "").strip()
         if not question:
             raise QuestionError("The question is empty. Ask what you want to know.")
-        collection = self._collection(state.get("documents"))
+        collection = ingest(state.get("documents") or [], self.store)
         instructions = (state.get("instructions") or "").strip()
-        task = self._task(question, instructions)
+        task = self.task(question, instructions)
         usage = Usage(
             steps=0, calls=0, retries=0, input_tokens=0, output_tokens=0, unread=0, unread_spans=[]
         )
@@ -149,7 +149,7 @@ class ReadingNodes:
             core_question, instructions = yield from _counted(
                 decompose_steps(question, task=task), usage, emit, task.count_tokens
             )
-            task = self._task(core_question, instructions)
+            task = self.task(core_question, instructions)
         first = self.store.open(self.store.collection(collection)[0])
         ratio = chars_per_token(first, task.count_tokens)
         steps = max(1, math.ceil(collection["chars"] / (ratio * task.budget.chunk_tokens * 0.92)))
@@ -361,7 +361,9 @@ class ReadingNodes:
             "response_schema": request.response_schema,
         }
 
-    def _task(self, core_question: str, instructions: str) -> ReadingTask:
+    def task(self, core_question: str, instructions: str) -> ReadingTask:
+        """What stays the same during a reading of that question: its budget above all."""
+
         def count_cleaned(text: str) -> int:
             return self.model.count_tokens(task.clean(text))
 
@@ -383,7 +385,7 @@ class ReadingNodes:
         return task
 
     def _task_of(self, state: MemoryState) -> ReadingTask:
-        task = self._task(state["core_question"], state["instructions"])
+        task = self.task(state["core_question"], state["instructions"])
         here = self._setup(task.budget)
         then = {name: value for name, value in state["setup"].items() if name != "strategy"}
         if then != here:
@@ -417,17 +419,6 @@ class ReadingNodes:
                 self.model.count_tokens(frame[0]["content"] + header) + _TITLE_TOKENS
             )
         return self._frame_tokens
-
-    def _collection(self, documents: Any) -> CollectionReference:
-        if (
-            isinstance(documents, Sequence)
-            and len(documents) == 1
-            and isinstance(documents[0], Mapping)
-            and "collection_id" in documents[0]
-        ):
-            reference: CollectionReference = documents[0]  # type: ignore[assignment]
-            return reference
-        return ingest(documents if documents is not None else [], self.store)
 
     def _references(self, state: MemoryState) -> list[DocumentReference]:
         collection = state["documents"][0]
@@ -523,6 +514,8 @@ class ReadingNodes:
         self, answer: Answer, question: str, references: Sequence[DocumentReference]
     ) -> list[Evidence]:
         """Where the documents say what an answer says, for strategy "full"."""
+        if not answer.text or says_not_found(answer.text):
+            return []
         sources = [
             SourceText(
                 document=index,
@@ -531,8 +524,6 @@ class ReadingNodes:
             )
             for index, reference in enumerate(references)
         ]
-        if not answer.text or says_not_found(answer.text):
-            return []
         return find_support(
             answer.text,
             question=question,

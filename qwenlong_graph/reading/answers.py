@@ -89,7 +89,7 @@ def _claims_of_values(answer: str, quotes: Sequence[str]) -> list[UnsupportedCla
     """Claims of the values of a JSON answer; its keys are the asker's words, not claims."""
     claims: list[UnsupportedClaim] = []
     place = 0
-    for leaf in _leaves(json.loads(answer, parse_int=str, parse_float=str)):
+    for leaf in _leaves(answer):
         start = end = -1
         for spelt in (leaf, json.dumps(leaf)[1:-1], json.dumps(leaf, ensure_ascii=False)[1:-1]):
             start = answer.find(spelt, place)
@@ -111,15 +111,16 @@ def _claims_of_values(answer: str, quotes: Sequence[str]) -> list[UnsupportedCla
     return claims
 
 
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _leaves(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _leaves(inner)
-    elif isinstance(value, str):
-        yield value
+def _leaves(answer: str) -> Iterator[str]:
+    """The strings and figures of a JSON answer, as they are spelt and in their order."""
+    open_values: list[Any] = [json.loads(answer, parse_int=str, parse_float=str)]
+    while open_values:
+        value = open_values.pop()
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            open_values.extend(reversed(list(inner)))
+        elif isinstance(value, str):
+            yield value
 
 
 def find_support(
@@ -139,7 +140,7 @@ def find_support(
     """
     statements = [answer]
     if is_structured:
-        statements = list(_leaves(json.loads(answer, parse_int=str, parse_float=str)))
+        statements = list(_leaves(answer))
     evidence: list[Evidence] = []
     for source in sources:
         for statement in statements:

@@ -213,7 +213,8 @@ class RewriteProtocol:
             memory, plan = reply.memory, reply.plan
             kind = "complete" if reply.kind == "complete" else "no_plan"
         except BadReply as bad:
-            if not is_last_attempt or is_truncated or bad.reason != "no memory element":
+            # A reply that was cut off has another reason.
+            if not is_last_attempt or bad.reason != "no memory element":
                 raise
             stated = without_thoughts(text)
             known = align_memory(stated, previous=[], chunk=chunk.source(), held=held)
