@@ -17,7 +17,14 @@ from qwenlong_graph.cli.failures import exit_code_of, report_failure
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["error_console", "failures_told", "prepare_process"]
+__all__ = ["error_console", "failures_told", "prepare_process", "warn_of_tracing"]
+
+_TRACING_VARIABLES = (
+    "LANGSMITH_TRACING",
+    "LANGSMITH_TRACING_V2",
+    "LANGCHAIN_TRACING",
+    "LANGCHAIN_TRACING_V2",
+)
 
 
 def prepare_process(*, is_debug: bool, is_silent: bool) -> None:
@@ -40,6 +47,27 @@ def error_console(*, is_quiet: bool = False) -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, emoji=False, quiet=is_quiet)
+
+
+def warn_of_tracing(console: Console) -> None:
+    """Says once that texts leave this machine, where the environment has them traced."""
+    name = next((name for name in _TRACING_VARIABLES if _is_yes(os.environ.get(name, ""))), None)
+    if name is None:
+        return
+    from qwenlong_graph.models.tracing import SWITCH, are_texts_traced
+
+    if are_texts_traced():
+        console.print(
+            f"Warning: {name} is set, so questions, prompts and with them the documents' texts "
+            f"are sent to the tracing service. Unset it to send nothing, or set {SWITCH}=no to "
+            "send only names, times and token counts.",
+            style="yellow",
+            soft_wrap=True,
+        )
+
+
+def _is_yes(value: str) -> bool:
+    return value.strip().lower() in {"1", "true", "yes", "on"}
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import ensure_config, merge_configs
 from langgraph.graph import END, START, StateGraph
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.types import Command, RetryPolicy
@@ -21,11 +22,13 @@ from langgraph.types import Command, RetryPolicy
 from qwenlong_graph.documents.loading import ingest
 from qwenlong_graph.documents.store import DocumentStore, default_data_dir
 from qwenlong_graph.errors import CheckpointerKindError
+from qwenlong_graph.graph.durable import could_restart, input_to_go_on
 from qwenlong_graph.graph.forms import answer_form
 from qwenlong_graph.graph.nodes import ReadingNodes
 from qwenlong_graph.graph.state import MemoryInput, MemoryOutput, MemoryState
 from qwenlong_graph.models.calls import is_retryable
 from qwenlong_graph.models.connect import ConnectedModel, connect
+from qwenlong_graph.models.tracing import obey_switch
 from qwenlong_graph.reading.budget import ReadingSettings
 
 if TYPE_CHECKING:
@@ -74,24 +77,32 @@ class MemoryGraph(StateGraph[MemoryState, None, MemoryInput, MemoryOutput]):
 
 class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutput]):
     """The compiled graph. All of `invoke`, `ainvoke`, `stream`, `astream`, `batch` come through
-    `stream` and `astream`, where documents become references and the recursion limit is raised.
+    `stream` and `astream`, where documents become references, a reading that is not finished is
+    kept from being restarted, and the recursion limit is raised.
     """
 
     def stream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> Iterator[Any]:
         """Pregel.stream."""
+        obey_switch()
         self._require_checkpointer(config, is_async=False)
-        return super().stream(self._by_reference(input, config), _unlimited(config), **kwargs)
+        given = self._by_reference(input, config)
+        if thread := self._thread_of(given, config):
+            given = input_to_go_on(given, self.get_state(thread))
+        return super().stream(given, _unlimited(config), **kwargs)
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
     ) -> AsyncGenerator[Any, None]:
         """Pregel.astream."""
+        obey_switch()
         self._require_checkpointer(config, is_async=True)
-        stored = await asyncio.to_thread(self._by_reference, input, config)
+        given = await asyncio.to_thread(self._by_reference, input, config)
+        if thread := self._thread_of(given, config):
+            given = input_to_go_on(given, await self.aget_state(thread))
         streamed = cast(
-            "AsyncGenerator[Any, None]", super().astream(stored, _unlimited(config), **kwargs)
+            "AsyncGenerator[Any, None]", super().astream(given, _unlimited(config), **kwargs)
         )
         async with contextlib.aclosing(streamed) as events:
             async for event in events:
@@ -112,6 +123,13 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
             return {name: value for name, value in given.items() if name != "documents"}
         store = cast("MemoryGraph", self.builder).nodes_of.store
         return {**given, "documents": [ingest(given["documents"], store)]}
+
+    def _thread_of(self, given: Any, config: RunnableConfig | None) -> RunnableConfig | None:
+        """Where a reading may be kept that `given` could restart."""
+        if self.checkpointer is None or isinstance(self.checkpointer, bool):
+            return None
+        whole = ensure_config(merge_configs(self.config, config))
+        return whole if could_restart(given, whole) else None
 
     def _require_checkpointer(self, config: RunnableConfig | None, *, is_async: bool) -> None:
         """Says at once what would otherwise fail after the first model call, unnamed."""
@@ -150,6 +168,7 @@ def build_memory_graph(
     Raises:
         SetupError: the model cannot be connected, or a setting cannot be used.
     """
+    obey_switch()  # here for programs that are traced around the agent; at each call for the rest
     connected = connect(model, window=window, count_tokens=count_tokens)
     nodes = ReadingNodes(
         connected,
