@@ -191,14 +191,12 @@ def _border(window: str, limit: int, floor: int, too_long: int) -> int:
     edges = [
         line_start + start
         for start, _ in sentence_spans(window[line_start : limit + LOOKAHEAD_CHARS])
-        if floor < line_start + start <= limit and _is_cluster_border(window, line_start + start)
+        if floor < line_start + start <= limit
     ]
-    for is_preferred in (_opens_section, _opens_paragraph):
+    for is_preferred in (_opens_section, _opens_paragraph, _is_cluster_border):
         for edge in reversed(edges):
-            if is_preferred(window, edge):
+            if is_preferred(window, edge) and _is_cluster_border(window, edge):
                 return edge
-    if edges:
-        return edges[-1]
     line_end = max(window.rfind("\n", floor, limit), window.rfind("\r", floor, limit)) + 1
     if line_end and _is_cluster_border(window, line_end):
         return line_end

@@ -16,11 +16,12 @@ import re
 import unicodedata
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
 from qwenlong_graph.reading.facts import (
+    BEGINNING_LETTERS,
     OPENING_WORDS,
     Date,
     Facts,
@@ -28,16 +29,19 @@ from qwenlong_graph.reading.facts import (
     Name,
     capitalised_words,
     clauses,
+    content_word_at,
     content_words,
     direction_conflict,
     facts,
     fold,
+    folded_text,
     holds_name,
     is_negated,
     name_token,
     negated_words,
     same_direction,
     same_word,
+    spellings,
 )
 from qwenlong_graph.reading.sentences import sentence_spans
 from qwenlong_graph.types import Evidence
@@ -121,17 +125,17 @@ class Normalised:
 
     def offset_of(self, original: int) -> int:
         """Where the first character at or after an offset of the original stands here."""
-        low, high = 0, len(self._runs)
-        while low < high:
-            middle = (low + high) // 2
-            if self._runs[middle][1] <= original:
-                low = middle + 1
-            else:
-                high = middle
-        if low == len(self._runs):
-            return len(self.text)
-        begin, _, is_literal = self._runs[low]
-        return self._starts[low] + (max(0, original - begin) if is_literal else 0)
+        return self.offsets_of([original])[0]
+
+    def offsets_of(self, originals: Sequence[int]) -> list[int]:
+        """`offset_of` each of some ascending offsets, in one pass."""
+        offsets: list[int] = []
+        done = 0
+        for start, (begin, end, is_literal) in zip(self._starts, self._runs, strict=True):
+            while done < len(originals) and originals[done] < end:
+                offsets.append(start + (max(0, originals[done] - begin) if is_literal else 0))
+                done += 1
+        return offsets + [len(self.text)] * (len(originals) - done)
 
     def _original(self, index: int) -> tuple[int, int]:
         number = bisect_right(self._starts, index) - 1
@@ -187,24 +191,7 @@ def normalise(text: str) -> Normalised:
     Markdown's emphasis and code marks dropped, white space runs become one space, and words
     hyphenated at a line's end are joined. Case is kept.
     """
-    odd = {
-        character
-        for character in set(text)
-        if not character.isspace()
-        and not ("!" <= character <= "~")
-        and _folded(character) != character
-    }
-    dropped = "".join(re.escape(c) for c in sorted(odd) if not _folded(c))
-    changed = "".join(re.escape(c) for c in sorted(odd) if _folded(c))
-    gap = rf"[\s{dropped}]"
-    first = rf"[^\S ]|[{dropped}]" if dropped else r"[^\S ]"
-    pattern = re.compile(
-        r"(?P<mark>[^\W\d_][\u0300-\u036f]{1,8})"
-        rf"|(?P<broken>(?<=[^\W\d_])[-‐‑]{gap}+(?=[^\W\d_]))"
-        rf"|(?P<gap>(?: (?={gap})|{first}){gap}*)"
-        r"|(?P<emphasis>(?<![^\s(\[\"'])\*+(?=\S)|(?<=\S)\*+(?!\w)|`+)"
-        + (rf"|[{changed}]" if changed else "")
-    )
+    plain, irregular = _folded_one_to_one(text)
     pieces: list[str] = []
     starts: list[int] = []
     runs: list[tuple[int, int, bool]] = []
@@ -218,20 +205,74 @@ def normalise(text: str) -> Normalised:
             runs.append((begin, end, is_literal))
             length += len(piece)
 
-    for match in pattern.finditer(text):
+    # The second of two spaces becomes a tab: no search need stop at the many lone spaces.
+    spaced = text.replace("  ", " \t")
+    for match in irregular.finditer(spaced):
         begin, end = match.span()
-        add(text[last:begin], last, begin, is_literal=True)
-        piece = _replacement(match, text)
+        if match.lastgroup == "gap" and begin > last and spaced[begin - 1] == " ":
+            begin -= 1
+        add(plain[last:begin], last, begin, is_literal=True)
+        piece = _replacement(match, text, text[begin:end])
         if piece == " " and pieces and pieces[-1].endswith(" "):
             piece = ""  # a dropped mark stood between two gaps
         add(piece, begin, end, is_literal=False)
         last = end
-    add(text[last:], last, len(text), is_literal=True)
+    add(plain[last:], last, len(text), is_literal=True)
     return Normalised("".join(pieces), starts, runs)
 
 
-def _replacement(match: re.Match[str], text: str) -> str:
-    found = match[0]
+_ASCII_SPACES = {number: " " for number in range(128) if chr(number).isspace()}
+_ASCII_CONTROLS = "\\x00-\\x08\\x0e-\\x1b\\x7f"
+_OTHER_SPACES = "\\t-\\r\\x1c-\\x1f\\x85\\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+
+
+def _folded_one_to_one(text: str) -> tuple[str, re.Pattern[str]]:
+    """The text with every character folded that gives one character (white space a space), by a
+    few fast passes; and a pattern for all that takes more."""
+    if text.isascii():
+        return text.translate(_ASCII_SPACES), _irregular("", "", has_marks=False)
+    plain, dropped, changed = text, "", ""
+    characters = sorted(set(text))  # ascending: what a character is folded to had its turn before
+    for character in characters:
+        if " " <= character <= "~":
+            continue
+        folded = " " if character.isspace() else _folded(character)
+        if not folded:
+            dropped += re.escape(character)
+        elif len(folded) > 1:
+            changed += re.escape(character)
+        elif folded != character:
+            plain = plain.replace(character, folded)
+    has_marks = any("\u0300" <= character <= "\u036f" for character in characters)
+    return plain, _irregular(dropped, changed, has_marks=has_marks)
+
+
+@functools.lru_cache(maxsize=256)
+def _irregular(dropped: str, changed: str, *, has_marks: bool) -> re.Pattern[str]:
+    """Finds what is not folded one to one; a gap is found without the space it may begin with.
+
+    The pattern begins with a class of characters, because `re` runs to the next of a class far
+    faster than to the next of some alternatives: those look back at the character instead.
+    """
+    dropped = _ASCII_CONTROLS + dropped
+    gap = rf"[\s{dropped}]"
+    alternatives = [
+        rf"(?P<broken>(?<=[^\W\d_][-‐‑]){gap}+(?=[^\W\d_]))",
+        # White space that stands alone needs nothing done, unless behind a mark that is dropped.
+        rf"(?P<gap>(?:(?<=[{dropped}])|(?<=[{_OTHER_SPACES}])(?:(?={gap})|(?<=[ *`].))){gap}*)",
+        r"(?P<emphasis>(?<=`)`*"
+        r"|(?<=\*)(?:(?<![^\s(\[\"']\*)\**(?=\S)|(?<=\S\*)\**(?!\w)))",
+    ]
+    if changed:
+        alternatives.append(rf"(?<=[{changed}])")
+    first = rf"[-‐‑*`{_OTHER_SPACES}{dropped}{changed}]"
+    pattern = rf"{first}(?:{'|'.join(alternatives)})"
+    if has_marks:
+        pattern = rf"(?P<mark>[^\W\d_][\u0300-\u036f]{{1,8}})|{pattern}"
+    return re.compile(pattern, re.DOTALL)
+
+
+def _replacement(match: re.Match[str], text: str, found: str) -> str:
     kind = match.lastgroup
     if kind == "gap":
         if found[0] in _SOFT_HYPHENS and "\n" in found:
@@ -293,43 +334,82 @@ def memory_lines(memory: str) -> list[str]:
     return list(lines)
 
 
-# --- a source, indexed once --------------------------------------------------------------------
+# --- a source, indexed as far as it is asked about ---------------------------------------------
 
 
 class _Source:
-    """A source text with what looking in it needs; parts are made when first asked for."""
+    """A source text with what looking in it needs; parts are made when first asked for.
+
+    A memory gains a line or two with a chunk of thousands of sentences, so sentences are taken
+    apart into words only where a search through the text finds a word of the line.
+    """
 
     def __init__(self, source: SourceText) -> None:
         self.source = source
-        self.normalised = normalise(source.text)
-        self.text = self.normalised.text
+        self._words: dict[int, dict[str, set[str]]] = {}
+        self._holders: dict[str, list[int]] = {}
+
+    @functools.cached_property
+    def normalised(self) -> Normalised:
+        return normalise(self.source.text)
+
+    @functools.cached_property
+    def text(self) -> str:
+        return self.normalised.text
 
     @functools.cached_property
     def sentences(self) -> list[tuple[int, int]]:
         """Spans of the sentences in the normalised text, long ones in pieces."""
         spans: list[tuple[int, int]] = []
-        edges = [self.normalised.offset_of(start) for start, _ in sentence_spans(self.source.text)]
+        edges = self.normalised.offsets_of([start for start, _ in sentence_spans(self.source.text)])
         for start, end in pairwise([*edges, len(self.text)]):
-            spans.extend(_pieces(self.text, start, end))
+            if 0 < end - start <= LONGEST_QUOTE_CHARS:  # nearly all
+                spans.append((start, end))
+            else:
+                spans.extend(_pieces(self.text, start, end))
         return spans
-
-    @functools.cached_property
-    def words(self) -> list[dict[str, set[str]]]:
-        """For each sentence its words, under their first five letters."""
-        return [_by_beginning(content_words(self.text[a:b])) for a, b in self.sentences]
-
-    @functools.cached_property
-    def sentences_with(self) -> dict[str, list[int]]:
-        """The first five letters of a word -> numbers of the sentences that hold it."""
-        index: defaultdict[str, list[int]] = defaultdict(list)
-        for number, words in enumerate(self.words):
-            for beginning in words:
-                index[beginning].append(number)
-        return index
 
     @functools.cached_property
     def sentence_starts(self) -> list[int]:
         return [start for start, _ in self.sentences]
+
+    def words(self, number: int) -> dict[str, set[str]]:
+        """The content words of a sentence, under their beginnings."""
+        if number not in self._words:
+            start, end = self.sentences[number]
+            self._words[number] = _by_beginning(content_words(self.text[start:end]))
+        return self._words[number]
+
+    def sentences_with(self, beginning: str) -> list[int]:
+        """Numbers of the sentences that hold a content word with that beginning, ascending."""
+        if beginning not in self._holders:
+            self._holders[beginning] = sorted(self._find(beginning))
+        return self._holders[beginning]
+
+    def _find(self, beginning: str) -> set[int]:
+        text, sentences, starts = self.text, self.sentences, self.sentence_starts
+        folded, unfolded = self._folded
+        found = {number for number in unfolded if beginning in self.words(number)}
+        for spelling in spellings(beginning):
+            at = folded.find(spelling)
+            while at >= 0:
+                number = bisect_right(starts, at) - 1
+                start, end = sentences[number]
+                is_inside_word = at > start and folded[at - 1].isalpha()
+                if number not in found and not is_inside_word:
+                    word = content_word_at(text[start:end], at - start)
+                    if word[:BEGINNING_LETTERS] == beginning:
+                        found.add(number)
+                at = folded.find(spelling, end if number in found else at + 1)
+        return found
+
+    @functools.cached_property
+    def _folded(self) -> tuple[str, set[int]]:
+        """The text with folded letters, to search through; and numbers of the sentences with
+        letters that do not fold one to one: in those every word is looked at."""
+        folded, letters = folded_text(self.text)
+        places = re.finditer(f"[{re.escape(letters)}]", self.text) if letters else ()
+        return folded, {bisect_right(self.sentence_starts, place.start()) - 1 for place in places}
 
     def sentences_over(self, start: int, end: int) -> tuple[int, int]:
         """Numbers of the first and last sentence that the span touches."""
@@ -349,7 +429,7 @@ class _Source:
 def _by_beginning(words: Sequence[str]) -> dict[str, set[str]]:
     groups: defaultdict[str, set[str]] = defaultdict(set)
     for word in words:
-        groups[word[:5]].add(word)
+        groups[word[:BEGINNING_LETTERS]].add(word)
     return groups
 
 
@@ -493,8 +573,8 @@ def _near(line: str, source: _Source, near_score: float) -> Match | None:
     if not words or len(words) + figures < FEWEST_NEAR_WORDS:
         return None
     needed = near_score * (len(words) + figures) - figures
-    index = source.sentences_with
-    holders = sorted((index[word[:5]] for word in words if word[:5] in index), key=len)
+    found = (source.sentences_with(word[:BEGINNING_LETTERS]) for word in words)
+    holders = sorted((sentences for sentences in found if sentences), key=len)
     if len(holders) < max(needed, 1):
         return None
     votes: Counter[int] = Counter()
@@ -506,10 +586,21 @@ def _near(line: str, source: _Source, near_score: float) -> Match | None:
     if 3 * max(votes.values()) < needed:
         return None
     candidates = sorted(votes, key=lambda n: (-votes[n], n))[:_CANDIDATE_SENTENCES]
+
+    @functools.cache
+    def held(number: int) -> _Held:
+        there = source.words(number)
+        ours = (
+            word
+            for word in words
+            if any(same_word(word, other) for other in there.get(word[:BEGINNING_LETTERS], ()))
+        )
+        return frozenset(ours), sum(map(len, there.values()))
+
     windows = {
         (first, last): covered
         for number in candidates
-        for first, last, covered in _windows(number, words, source)
+        for first, last, covered in _windows(number, held, len(source.sentences))
     }
     if not windows:
         return None
@@ -531,28 +622,23 @@ def _near(line: str, source: _Source, near_score: float) -> Match | None:
     return None
 
 
-def _windows(number: int, words: Sequence[str], source: _Source) -> Iterator[tuple[int, int, int]]:
+_Held = tuple[frozenset[str], int]  # a sentence's words that are the line's, and how many it has
+
+
+def _windows(
+    number: int, held: Callable[[int], _Held], sentences: int
+) -> Iterator[tuple[int, int, int]]:
     """(first, last, covered words) of windows around a sentence in which each one adds words."""
-    held: dict[int, frozenset[str]] = {}
-    for near in range(max(0, number - 2), min(len(source.sentences), number + 3)):
-        there = source.words[near]
-        held[near] = frozenset(
-            word
-            for word in words
-            if any(same_word(word, other) for other in there.get(word[:5], ()))
-        )
     for first in range(max(0, number - 2), number + 1):
-        for last in range(number, min(number + 2, first + 2, max(held)) + 1):
-            union = frozenset[str]().union(*(held[n] for n in range(first, last + 1)))
-            adds = all(
-                held[n]
-                - frozenset[str]().union(*(held[m] for m in range(first, last + 1) if m != n))
-                for n in (first, last)
-            )
-            size = sum(len(g) for n in range(first, last + 1) for g in source.words[n].values())
-            if len(union) < size * (SHARE_OF_SENTENCE if first == last else SHARE_OF_WINDOW):
+        for last in range(number, min(first + 3, sentences)):
+            words, sizes = zip(*map(held, range(first, last + 1)), strict=True)
+            union = frozenset[str]().union(*words)
+            share = SHARE_OF_SENTENCE if first == last else SHARE_OF_WINDOW
+            if len(union) < sum(sizes) * share:
                 continue
-            if first == last or adds:
+            if first == last or (
+                words[0].difference(*words[1:]) and words[-1].difference(*words[:-1])
+            ):
                 yield first, last, len(union)
 
 

@@ -14,8 +14,10 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from string import ascii_uppercase
 
 __all__ = [
+    "BEGINNING_LETTERS",
     "OPENING_WORDS",
     "Code",
     "Date",
@@ -24,10 +26,12 @@ __all__ = [
     "Name",
     "capitalised_words",
     "clauses",
+    "content_word_at",
     "content_words",
     "direction_conflict",
     "facts",
     "fold",
+    "folded_text",
     "holds_name",
     "is_negated",
     "is_ordinary",
@@ -35,6 +39,7 @@ __all__ = [
     "negated_words",
     "same_direction",
     "same_word",
+    "spellings",
     "stem",
 ]
 
@@ -277,16 +282,39 @@ _IRREGULAR = {
 }
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
+_WHOLE_WORD = re.compile(rf"(?<![^\W\d_])(?<![^\W\d_]'){_WORD.pattern}")
 
 
 @functools.lru_cache(maxsize=8192)
 def fold(word: str) -> str:
     """The word without case, accents and a possessive ending."""
+    return _folded_letters(word).removesuffix("'s").rstrip("'")
+
+
+def _folded_letters(word: str) -> str:
     if not word.isascii():
         decomposed = unicodedata.normalize("NFKD", word)
         word = "".join(mark for mark in decomposed if not unicodedata.combining(mark))
-    word = word.casefold()
-    return word.removesuffix("'s").rstrip("'")
+    return word.casefold()
+
+
+def folded_text(text: str) -> tuple[str, str]:
+    """The text with its letters folded as in `fold`, as long as it was; and those of its letters
+    that fold to several, such as "ß", and are left as they are."""
+    if text.isascii():
+        return text.lower(), ""
+    unfolded = ""
+    for letter in sorted(set(text)):
+        if letter.isascii() or not letter.isalnum():
+            continue
+        folded = _folded_letters(letter)
+        if len(folded) == 1:
+            text = text.replace(letter, folded)
+        else:
+            unfolded += letter
+    for letter in ascii_uppercase:
+        text = text.replace(letter, letter.lower())
+    return text, unfolded
 
 
 @functools.lru_cache(maxsize=8192)
@@ -307,6 +335,20 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 4 and word.endswith("e") else word
 
 
+BEGINNING_LETTERS = 5
+"""Words are looked up by so many letters of their stem: forms of one word share them."""
+
+
+@functools.lru_cache(maxsize=4096)
+def spellings(beginning: str) -> tuple[str, ...]:
+    """How a folded word may begin whose stem has this beginning: "citi" for "city"."""
+    forms = [beginning]
+    if beginning.endswith("y"):
+        forms.append(beginning[:-1] + "i")
+    forms += [form for form, root in _IRREGULAR.items() if root.startswith(beginning)]
+    return tuple(forms)
+
+
 def same_word(one: str, other: str) -> bool:
     """True if two stems are forms of one word ("approv" and "approval")."""
     if len(one) > len(other):
@@ -316,12 +358,21 @@ def same_word(one: str, other: str) -> bool:
 
 def content_words(text: str) -> list[str]:
     """The stems of the words that carry meaning, in reading order; no figures."""
-    stems = []
-    for word in _WORD.findall(text):
-        folded = fold(word)
-        if len(folded) > 1 and folded not in _FUNCTION_WORDS and not folded.endswith("n't"):
-            stems.append(stem(folded))
-    return stems
+    return [stemmed for word in _WORD.findall(text) if (stemmed := _content_stem(word))]
+
+
+@functools.lru_cache(maxsize=8192)
+def _content_stem(word: str) -> str:
+    folded = fold(word)
+    if len(folded) < 2 or folded in _FUNCTION_WORDS or folded.endswith("n't"):
+        return ""
+    return stem(folded)
+
+
+def content_word_at(text: str, start: int) -> str:
+    """The stem of the content word that begins exactly there, "" where none does."""
+    word = _WHOLE_WORD.match(text, start)
+    return _content_stem(word[0]) if word else ""
 
 
 # --- which way a text speaks -----------------------------------------------------------------

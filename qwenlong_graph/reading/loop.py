@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from qwenlong_graph.reading.answers import repeats_nothing
+from qwenlong_graph.reading.answers import leaves_out, repeats_nothing
 from qwenlong_graph.reading.budget import REPAIR_TOKENS
 from qwenlong_graph.reading.claims import unsupported_claims
 from qwenlong_graph.reading.evidence import SourceText
@@ -33,6 +33,7 @@ from qwenlong_graph.reading.protocols import (
     ReadingTask,
     Update,
 )
+from qwenlong_graph.reading.relevance import asks_for_several
 from qwenlong_graph.reading.replies import BadReply, parse_decomposition, without_thoughts
 from qwenlong_graph.types import Message
 
@@ -197,7 +198,8 @@ def answer_steps(
 
     An empty memory has no answer, and nobody is asked to invent one. Under "extract" an answer
     that never ends, claims what no quote holds, or says nothing of what they hold is replaced by
-    the best quotes: a small model finds better than it tells.
+    the best quotes: a small model finds better than it tells. So is one that takes up only some
+    of them where the question asks for several things.
 
     Raises:
         BadReply: no usable answer after all attempts.
@@ -208,7 +210,9 @@ def answer_steps(
     steps = _final_steps(task, messages, step, validate, response_schema, attempts)
     if not isinstance(protocol, ExtractProtocol) or validate is not None:
         return (yield from steps)
-    quoted = Answer("\n".join(protocol.best_notes(task, state)[:3]), is_quoted=True)
+    notes = protocol.best_notes(task, state)
+    is_for_several = asks_for_several(task.core_question)
+    quoted = Answer("\n".join(notes if is_for_several else notes[:3]), is_quoted=True)
     try:
         answer = yield from steps
     except BadReply:
@@ -218,6 +222,7 @@ def answer_steps(
         any(claim["status"] == "unsupported" for claim in claims)
         or says_not_found(answer.text)
         or repeats_nothing(answer.text, question=task.core_question, quotes=quotes)
+        or (is_for_several and leaves_out(answer.text, question=task.core_question, notes=notes))
     ):
         return quoted
     return answer

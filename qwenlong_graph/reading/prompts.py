@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from qwenlong_graph.types import Message
 
@@ -40,15 +41,20 @@ SPLITTER = "\u200b"
 _OWN_ELEMENTS = (
     "problem|previous_memory|memory|plan|section|core_question|instructions|document|answer|think"
 )
-# Strings that chat templates of common models give meaning to, whichever model is in use.
-_CONTROL = re.compile(
-    rf"<(?=/?\s*(?:{_OWN_ELEMENTS})\b[^<>]{{0,200}}>)"
-    r"|<(?=\|[^<>|\n]{1,64}\|>)"
-    r"|<(?=｜[^<>｜\n]{1,64}｜>)"
-    r"|<(?=/?(?:s|bos|eos|pad|unk|mask|start_of_turn|end_of_turn|tool_call|tool_response)>)"
-    r"|<(?=</?SYS>>)"
-    r"|\[(?=/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT)\])",
-    re.IGNORECASE,
+# Strings that chat templates of common models give meaning to, whichever model is in use. A pattern
+# for each first character: `re` passes over a text without one at memory speed.
+_CONTROLS = (
+    re.compile(
+        rf"<(?=/?\s*(?:{_OWN_ELEMENTS})\b[^<>]{{0,200}}>"
+        r"|\|[^<>|\n]{1,64}\|>"
+        r"|｜[^<>｜\n]{1,64}｜>"
+        r"|/?(?:s|bos|eos|pad|unk|mask|start_of_turn|end_of_turn|tool_call|tool_response)>"
+        r"|</?SYS>>)",
+        re.IGNORECASE,
+    ),
+    re.compile(
+        r"\[(?=/?(?:INST|TOOL_CALLS|AVAILABLE_TOOLS|TOOL_RESULTS|SYSTEM_PROMPT)\])", re.IGNORECASE
+    ),
 )
 
 
@@ -59,11 +65,24 @@ def neutralise(text: str, special_tokens: Sequence[str] = ()) -> str:
     `special_tokens` of the model in use. `reading.evidence` ignores zero-width characters, so
     quotes taken from neutralised text still align with the original.
     """
-    text = _CONTROL.sub(lambda found: found.group() + SPLITTER, text)
-    for token in special_tokens:
-        if len(token) > 1 and token in text:
-            text = text.replace(token, token[0] + SPLITTER + token[1:])
+    for control in _CONTROLS:
+        text = control.sub(lambda found: found.group() + SPLITTER, text)
+    # The list is long, and most texts hold none of it.
+    if any(finder.search(text) for finder in _finders(tuple(special_tokens))):
+        for token in special_tokens:
+            if len(token) > 1 and token in text:
+                text = text.replace(token, token[0] + SPLITTER + token[1:])
     return text
+
+
+@lru_cache(maxsize=64)
+def _finders(tokens: tuple[str, ...]) -> list[re.Pattern[str]]:
+    """Patterns that find any of the tokens, one for each first character."""
+    rests: dict[str, list[str]] = {}
+    for token in tokens:
+        if len(token) > 1:
+            rests.setdefault(token[0], []).append(re.escape(token[1:]))
+    return [re.compile(f"{re.escape(first)}(?:{'|'.join(rest)})") for first, rest in rests.items()]
 
 
 def decompose_prompt(question: str) -> list[Message]:

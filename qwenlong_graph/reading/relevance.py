@@ -16,6 +16,7 @@ from functools import lru_cache
 from qwenlong_graph.reading.sentences import sentence_spans
 
 __all__ = [
+    "asks_for_several",
     "coverage",
     "points_to",
     "question_terms",
@@ -31,6 +32,13 @@ _WORD = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?")
 # Capitalised words that do not open the question, and figures.
 _NAME = re.compile(r"(?<=[^\s.?!][ \n(\"'“‘])[^\W\d_a-z][^\W_]+|\d[\d.,:/-]*\d")
 _RARE_NAME_SENTENCES = 3
+_SEVERAL = re.compile(
+    r"""\b(?:each|every|all|both|respectively|list|two|three|four|five|six|seven|eight|nine|ten
+    |what\s+(?:are|were)|(?:which|what)\s+\w+s\s+(?:are|were|did|do|have|had))\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+# "X and Y", "X Y and Z".
+_NAMES_JOINED = re.compile(r"\b[^\W\d_a-z][^\W\d_]+ and [^\W\d_a-z][^\W\d_]+")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 _STOP = frozenset(
     """a about after all also am an and any are as at be because been before being between both
@@ -42,6 +50,12 @@ _STOP = frozenset(
     where whether which while who whom whose why will with would you your document section
     according state""".split()
 )
+
+
+def asks_for_several(question: str) -> bool:
+    """Whether the question seems to ask for more than one thing ("each", "which ships were",
+    two names joined by "and"). By English words; what is not recognised asks for one."""
+    return bool(_SEVERAL.search(question) or _NAMES_JOINED.search(question))
 
 
 def sentences_of(text: str, *, longest_chars: int = 2_000) -> list[tuple[int, int]]:

@@ -66,11 +66,16 @@ def test_a_failed_split_leaves_the_question_whole():
     assert drive(decompose_steps("What is 7?", task=task()), script(cut)) == ("What is 7?", "")
 
 
-def answering(*replies, protocol=None, memory=FACT, validate=None, quotes=(FACT[2:],)):
+def answering(*replies, protocol=None, memory=FACT, validate=None, quotes=(FACT[2:],), **of_task):
     ask = script(*replies)
     state = {**start_state(), "memory": memory}
     steps = answer_steps(
-        task(), protocol or RewriteProtocol(), state, step=9, quotes=quotes, validate=validate
+        task(**of_task),
+        protocol or RewriteProtocol(),
+        state,
+        step=9,
+        quotes=quotes,
+        validate=validate,
     )
     return drive(steps, ask), ask
 

@@ -41,6 +41,19 @@ def test_the_models_own_special_tokens_do_not_survive():
     assert "@@END@@" not in neutralise("x @@END@@ y", ["@@END@@"])
 
 
+@given(
+    st.lists(st.sampled_from(["<a>", "[b]", "@@", "x", " ", "<", "@"]), max_size=12),
+    st.lists(st.sampled_from(["<a>", "[b]", "@@", "x", "b]"]), max_size=4),
+)
+def test_a_special_token_is_split_wherever_it_stands_and_nothing_else_is(pieces, tokens):
+    text = "".join(pieces)
+    expected = text
+    for token in tokens:
+        if len(token) > 1:
+            expected = expected.replace(token, f"{token[0]}\u200b{token[1:]}")
+    assert neutralise(text, tokens) == expected
+
+
 @pytest.mark.parametrize(
     "text", ["a < b > c", "x[i] = <int>3", "The plan is simple.", "List<String>"]
 )

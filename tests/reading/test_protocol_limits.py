@@ -165,3 +165,34 @@ def test_a_split_that_was_cut_leaves_the_question_whole():
 def test_a_split_that_changes_the_question_leaves_it_whole(core):
     text = f"<core_question>{core}</core_question><instructions>{PARTS[1]}</instructions>"
     assert drive(decompose_steps(QUERY, task=task()), script(text)) == (QUERY, "")
+
+
+SEVERAL = "What did each of the four ferrymen give to the widow's roof?"
+GIFTS = (
+    "The ferryman of Alder gave nine crowns to the widow's roof.",
+    "The ferryman of Cedar gave a cow to the widow's roof.",
+    "The ferryman of Dale gave thirty slates to the widow's roof.",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "is_quoted"),
+    [
+        (GIFTS[1], SEVERAL, True),
+        ("They gave nine crowns, a cow and slates: Alder, Cedar, Dale.", SEVERAL, False),
+        (GIFTS[1], "What did the ferryman give to the widow's roof?", False),
+    ],
+    ids=["one of several", "all of several", "only one asked for"],
+)
+def test_extract_quotes_every_note_where_several_are_asked_for_and_one_is_told(
+    text, question, is_quoted
+):
+    answer, _ = answering(
+        text,
+        protocol=ExtractProtocol(),
+        core_question=question,
+        memory="\n".join(f"- {gift}" for gift in GIFTS),
+        quotes=GIFTS,
+    )
+    assert answer.is_quoted is is_quoted
+    assert answer.text == ("\n".join(GIFTS) if is_quoted else text)

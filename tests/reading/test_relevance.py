@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from qwenlong_graph.reading.relevance import (
+    asks_for_several,
     coverage,
     points_to,
     question_terms,
@@ -77,3 +79,19 @@ def test_sentences_are_trimmed_ordered_and_lose_no_word(text):
     assert "".join("".join(text[start:end].split()) for start, end in spans) == "".join(
         text.split()
     )
+
+
+@pytest.mark.parametrize(
+    ("question", "is_for_several"),
+    [
+        ("What did each ferryman give?", True),
+        ("Which ships were lost?", True),
+        ("What are the terms?", True),
+        ("What did Anna Lind and Bela Bartos sign?", True),
+        ("Which ship was lost?", False),
+        ("Who signed the lease and when?", False),
+        ("In which year was the tower painted?", False),
+    ],
+)
+def test_a_question_for_several_things_is_told_by_its_words(question, is_for_several):
+    assert asks_for_several(question) is is_for_several

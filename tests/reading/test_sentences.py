@@ -31,6 +31,27 @@ def test_spans_cover_the_text_exactly_and_begin_with_a_visible_character(text):
     assert not any(text[start].isspace() for start, _ in spans[1:])
 
 
+LINES = st.sampled_from(
+    [
+        "It rose.\n",
+        "and fell\n",
+        "Part 4\n",
+        "IV. Trade\n",
+        "To be\n",
+        f"{'word ' * 12}\n",
+        "a) b\n",
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.one_of(LINES, LINES, PIECES), min_size=1).map("".join))
+def test_lines_taken_together_and_one_by_one_give_the_same_sentences(text):
+    # Lines are taken one by one as soon as one of them has another end than "\n".
+    *spans, (start, end) = sentence_spans(text)
+    assert sentence_spans(f"{text}\u2028") == [*spans, (start, end + 1)]
+
+
 def test_sentences_end_at_terminal_punctuation():
     assert sentences("It rained. Did it stop? It did! Good… Yes.") == [
         "It rained.",
