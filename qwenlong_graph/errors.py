@@ -29,6 +29,7 @@
         ├── RunNotFoundError                   no such run, or several that begin so
         ├── RunLockedError                     another process is working on it
         ├── RunFormatError                     made by a newer version, damaged, or not a run
+        ├── RunChangedError                    begun with another model, protocol or sizes
         └── RunInterruptedError       exit 130
 
 `exit_code` is what the command line exits with. Messages say what was being done, to what, what
@@ -60,6 +61,7 @@ __all__ = [
     "NoDocumentsError",
     "QuestionError",
     "QwenLongGraphError",
+    "RunChangedError",
     "RunError",
     "RunFormatError",
     "RunInterruptedError",
@@ -208,6 +210,10 @@ class RunLockedError(RunError):
 
 class RunFormatError(RunError):
     """The run was made by a newer version, is damaged, or is not a run at all."""
+
+
+class RunChangedError(RunError):
+    """The run was begun with another model, protocol or sizes; the message says how to go on."""
 
 
 class RunInterruptedError(RunError):

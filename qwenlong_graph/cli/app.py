@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,13 +11,16 @@ import typer
 from qwenlong_graph.cli.estimate import estimate
 from qwenlong_graph.cli.options import DataDir, Debug
 from qwenlong_graph.cli.printing import write_json
-from qwenlong_graph.cli.process import error_console, failures_told, prepare_process
+from qwenlong_graph.cli.process import (
+    error_console,
+    failures_told,
+    prepare_process,
+    warn_of_tracing,
+)
 from qwenlong_graph.cli.runs import runs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from rich.console import Console
 
     from qwenlong_graph.cli.ask import Answered
     from qwenlong_graph.cli.progress import Progress
@@ -74,18 +76,19 @@ pdftotext scan.pdf - | qwenlong-graph ask "What does it cost?" - --json
 
 _ABOUT_RESUME = f"""Go on with a reading that was interrupted, from the chunk that was open.
 
-Model, documents and settings are those it was begun with. A run that is finished shows its answer
-again.
+Model, documents and settings are those it was begun with. Another model,
+protocol or size is refused, and the difference shown, unless
+--accept-changes is given. Documents cannot be changed.
+
+A run that is finished shows its answer again.
+
+\b
+[bold]Examples[/bold]
+qwenlong-graph resume 20260412-220301-x7k2
+qwenlong-graph resume 2026 --model http://127.0.0.1:8080 --accept-changes
 
 {_EXIT_CODES}
 """
-
-_TRACING_VARIABLES = (
-    "LANGSMITH_TRACING",
-    "LANGSMITH_TRACING_V2",
-    "LANGCHAIN_TRACING",
-    "LANGCHAIN_TRACING_V2",
-)
 
 
 class Strategy(enum.StrEnum):
@@ -306,10 +309,41 @@ def resume(
             show_default=False,
         ),
     ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Go on with this model, or the same one elsewhere.", rich_help_panel="Model"
+        ),
+    ] = None,
+    served_model: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Which of the server's models.", rich_help_panel="Model"),
+    ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="QWENLONG_GRAPH_API_KEY", metavar="KEY", help="The server's key."),
+        typer.Option(
+            envvar="QWENLONG_GRAPH_API_KEY",
+            metavar="KEY",
+            help="The server's key.",
+            rich_help_panel="Model",
+        ),
     ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(metavar="TOKENS", help="Context window to use.", rich_help_panel="Model"),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of the model's random choices.", rich_help_panel="Reading"),
+    ] = None,
+    accept_changes: Annotated[
+        bool,
+        typer.Option(
+            "--accept-changes",
+            help="Go on even if model, protocol or sizes are not those it was begun with.",
+            rich_help_panel="Reading",
+        ),
+    ] = False,
     data_dir: DataDir = None,
     memory: Annotated[bool, typer.Option("--memory", help="Show the final memory too.")] = False,
     as_json: Annotated[
@@ -319,10 +353,20 @@ def resume(
     debug: Debug = False,
 ) -> None:
     """See `_ABOUT_RESUME`."""
-    from qwenlong_graph.cli.ask import resume_run
+    from qwenlong_graph.cli.ask import Resume, resume_run
 
+    asked = Resume(
+        run_id=run_id,
+        model=model,
+        served_model=served_model,
+        window=window,
+        seed=seed,
+        accepts_changes=accept_changes,
+        api_key=api_key,
+        data_dir=data_dir,
+    )
     _answer(
-        lambda progress: resume_run(run_id, api_key=api_key, data_dir=data_dir, progress=progress),
+        lambda progress: resume_run(asked, progress),
         as_json=as_json,
         quiet=quiet,
         memory=memory,
@@ -342,7 +386,7 @@ def _answer(
 
     prepare_process(is_debug=debug, is_silent=quiet or as_json)
     errors = error_console()
-    _warn_of_tracing(errors)
+    warn_of_tracing(errors)
     with failures_told(errors, as_json=as_json, is_debug=debug):
         with progress_on(errors, is_silent=quiet or as_json, hides_warnings=as_json) as progress:
             answered = work(progress)
@@ -350,15 +394,3 @@ def _answer(
             write_json(as_object(answered))
         else:
             print_answer(answered, answer_console(), shows_memory=memory)
-
-
-def _warn_of_tracing(console: Console) -> None:
-    for name in _TRACING_VARIABLES:
-        if os.environ.get(name, "").strip().lower() in {"1", "true", "yes", "on"}:
-            console.print(
-                f"Warning: {name} is set, so questions, prompts and with them the documents' texts "
-                "are sent to the tracing service. Unset it to keep them here.",
-                style="yellow",
-                soft_wrap=True,
-            )
-            return

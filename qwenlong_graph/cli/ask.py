@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import shlex
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -13,10 +15,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwenlong_graph.errors import ModelError, QuestionError, RunInterruptedError, SettingsError
+from qwenlong_graph.errors import (
+    ModelError,
+    QuestionError,
+    RunError,
+    RunInterruptedError,
+    SettingsError,
+    StoredTextChangedError,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -28,13 +37,24 @@ if TYPE_CHECKING:
     from qwenlong_graph.graph.state import MemoryInput
     from qwenlong_graph.models.connect import ConnectedModel
     from qwenlong_graph.reading.budget import ReadingSettings
-    from qwenlong_graph.runs.directory import Run, RunShelf
+    from qwenlong_graph.runs.directory import Run, RunRecord, RunShelf
     from qwenlong_graph.runs.journal import Journal
+    from qwenlong_graph.types import DocumentReference
 
     AgentMaker = Callable[[BaseCheckpointSaver[Any] | None], MemoryAgent]
 
-__all__ = ["Answered", "Ask", "Skipped", "answer_question", "resume_run", "shelf_in", "store_in"]
-
+__all__ = [
+    "Answered",
+    "Ask",
+    "Resume",
+    "Skipped",
+    "answer_question",
+    "resume_command",
+    "resume_run",
+    "shelf_in",
+    "store_in",
+    "titles_of",
+]
 
 _JOURNALLED = frozenset({"memory_updated", "retry", "server_failed", "answered"})
 
@@ -55,6 +75,24 @@ class Ask:
     run_id: str | None = None
     is_ephemeral: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resume:
+    """Which run goes on, and with what; None leaves it as it was begun.
+
+    Another model comes with its own window and served model. `accepts_changes`: it may be another
+    model, protocol or size than what was read so far was read with.
+    """
+
+    run_id: str
+    model: str | None = None
+    served_model: str | None = None
+    window: int | None = None
+    seed: int | None = None
+    accepts_changes: bool = False
+    api_key: str | None = field(default=None, repr=False)
+    data_dir: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +160,7 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
                 version=version("qwenlong-graph"),
                 response_schema=response_format,
             )
-            with run.lock():
+            with run.lock(), _next_step_told(run, ask.data_dir):
                 output = _read_kept(run, agent_for, given, progress)
     return Answered(
         output=output,
@@ -133,27 +171,35 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
     )
 
 
-def resume_run(
-    run_id: str, *, api_key: str | None, data_dir: Path | None, progress: Progress
-) -> Answered:
-    """Goes on with a kept run; a finished one gives its answer again.
+def resume_run(resume: Resume, progress: Progress) -> Answered:
+    """Goes on with a kept run; a finished one gives its answer again, and needs no model for it.
 
     Raises the errors of `answer_question` and the `RunError`s.
     """
     from qwenlong_graph.reading.budget import ReadingSettings
 
     began = time.monotonic()
-    run = shelf_in(data_dir).find(run_id)
-    record = run.record
-    store = store_in(data_dir)
-    with run.lock():
-        titles = [reference["title"] for reference in store.collection(record["documents"])]
+    run = shelf_in(resume.data_dir).find(resume.run_id)
+    store = store_in(resume.data_dir)
+    with run.lock(), _next_step_told(run, resume.data_dir):
+        values = run.state()
+        if values.get("answer"):
+            _follow(run.journal(), values, progress)
+            return Answered(
+                output=values,
+                model_name=values["setup"]["model"],
+                titles=titles_of(run, store),
+                skipped=[],
+                seconds=time.monotonic() - began,
+            )
+        record = _changed(run.record, resume)
+        references = store.collection(record["documents"])
         ask = Ask(
             question=record["question"],
             files=[],
             model=record["model"],
             served_model=record["served_model"],
-            api_key=api_key,
+            api_key=resume.api_key,
             window=record["window"],
         )
         settings = ReadingSettings(**record["settings"])
@@ -161,16 +207,38 @@ def resume_run(
         if record["instructions"].strip():
             given["instructions"] = record["instructions"]
         with contextlib.closing(_connected(ask, progress)) as model:
-            progress.connected(model.model_name, documents=len(titles))
+            progress.connected(model.model_name, documents=len(references))
+            if "cursor" in values:
+                progress.event(_resumed(values, references))
             agent_for = _agent_maker(model, settings, store, record["response_schema"])
-            output = _read_kept(run, agent_for, given, progress)
+            output = _read_kept(
+                run, agent_for, given, progress, record=record, accepts=resume.accepts_changes
+            )
     return Answered(
         output=output,
         model_name=model.model_name,
-        titles=titles,
+        titles=[reference["title"] for reference in references],
         skipped=[],
         seconds=time.monotonic() - began,
     )
+
+
+def resume_command(run_id: str, data_dir: Path | None) -> str:
+    """What to type to go on with a run."""
+    is_named = data_dir and str(data_dir) != os.environ.get("QWENLONG_GRAPH_DATA")
+    where = f" --data-dir {shlex.quote(str(data_dir))}" if is_named else ""
+    return f"qwenlong-graph resume {run_id}{where}"
+
+
+def titles_of(run: Run, store: DocumentStore) -> list[str]:
+    """The titles of a run's documents, as far as they are known where the store lost them."""
+    record = run.record
+    try:
+        return [reference["title"] for reference in store.collection(record["documents"])]
+    except StoredTextChangedError:
+        known = record["titles"]
+        others = range(len(known), record["documents"]["documents"])
+        return [*known, *(f"document {index + 1}" for index in others)]
 
 
 def shelf_in(data_dir: Path | None) -> RunShelf:
@@ -213,37 +281,107 @@ def _agent_maker(
     return agent_for
 
 
-def _read_kept(
-    run: Run, agent_for: AgentMaker, given: MemoryInput, progress: Progress
-) -> Mapping[str, Any]:
-    """Reads with each step kept; where it ends early, the error says how to go on."""
+def _changed(record: RunRecord, resume: Resume) -> RunRecord:
+    """How the run is to go on."""
+    changed = record.copy()
+    if resume.model is not None:
+        changed.update({"model": resume.model, "served_model": None, "window": None})
+    if resume.served_model is not None:
+        changed["served_model"] = resume.served_model
+    if resume.window is not None:
+        changed["window"] = resume.window
+    if resume.seed is not None:
+        changed["settings"] = {**record["settings"], "seed": resume.seed}
+    return changed
 
-    from langgraph.errors import GraphDrained
+
+def _resumed(values: Mapping[str, Any], references: Sequence[DocumentReference]) -> dict[str, Any]:
+    """An event for the progress alone: how far the run was."""
+    cursor = values["cursor"]
+    done = sum(reference["chars"] for reference in references[: cursor["document"]])
+    return {
+        "type": "resumed",
+        "strategy": values["setup"]["strategy"],
+        "chars": sum(reference["chars"] for reference in references),
+        "chars_read": done + cursor["start_char"],
+        "step": values["step"],
+        "steps": values["steps"],
+        "evidence": len(values["evidence"]),
+    }
+
+
+def _follow(journal: Journal, values: Mapping[str, Any], progress: Progress) -> None:
+    if moved_to := journal.follow(values):
+        progress.event({"type": "journal_moved", "moved_to": str(moved_to)})
+
+
+def _read_kept(
+    run: Run,
+    agent_for: AgentMaker,
+    given: MemoryInput,
+    progress: Progress,
+    *,
+    record: RunRecord | None = None,
+    accepts: bool = False,
+) -> Mapping[str, Any]:
+    """Reads with each step kept. `record` is how it goes on, kept once the agent takes it."""
     from langgraph.runtime import RunControl
+
+    is_taken = record is None or record == run.record
 
     async def read() -> Mapping[str, Any]:
         control = RunControl()
         async with run.checkpoints() as saver, _stopped_by_signals(control, progress):
             agent = agent_for(saver)
             config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
-            snapshot = await agent.aget_state(config)
-            values = snapshot.values
-            if values and not snapshot.next and not snapshot.tasks and values.get("answer"):
-                return values
-            is_begun = bool(values)
+            if accepts:
+                config["configurable"]["accept_changes"] = True
+            values = (await agent.aget_state(config)).values
             journal = run.journal()
-            journal.cut_back(values.get("step", 0) if is_begun else 0)
-            return await _read(
-                agent, None if is_begun else given, progress, config, journal, control
-            )
+            _follow(journal, values, progress)
 
-    how = f"What was read is kept; go on with: qwenlong-graph resume {run.run_id}"
+            def keep(event: dict[str, Any]) -> None:
+                nonlocal is_taken
+                if not is_taken and record:
+                    run.rerecord(record)
+                    is_taken = True
+                if event["type"] in _JOURNALLED:
+                    journal.append(event)
+
+            output = await _read(
+                agent, None if values else given, progress, config, keep=keep, control=control
+            )
+            # An event is lost where a kill came between a step and its line.
+            _follow(journal, (await agent.aget_state(config)).values, progress)
+            return output
+
+    return asyncio.run(read())
+
+
+@contextlib.contextmanager
+def _next_step_told(run: Run, data_dir: Path | None) -> Iterator[None]:
+    """Where a kept run ends early, the error says how to go on."""
+    from langgraph.errors import GraphDrained
+
+    how = f"What was read is kept; go on with: {resume_command(run.run_id, data_dir)}"
     try:
-        return asyncio.run(read())
+        yield
     except (KeyboardInterrupt, GraphDrained, asyncio.CancelledError):
         raise RunInterruptedError(f"Interrupted. {how}") from None
     except ModelError as error:
         raise type(error)(f"{error} {how}") from error
+    except StoredTextChangedError as error:
+        raise StoredTextChangedError(
+            f"{error} The run goes on once the same text is there again: to store it, name the "
+            f"same files in the same order to qwenlong-graph estimate --no-calibrate. A document "
+            f"that has changed needs a new reading, whatever is accepted: what was read refers to "
+            f"places in the old one.",
+            source=error.source,
+        ) from error
+    except RunError as error:
+        if type(error) is RunError:  # a full disk; the other kinds say what to do
+            raise RunError(f"{error} {how}") from error
+        raise
 
 
 @contextlib.asynccontextmanager
@@ -273,7 +411,8 @@ async def _read(
     given: MemoryInput | None,
     progress: Progress,
     config: RunnableConfig | None = None,
-    journal: Journal | None = None,
+    *,
+    keep: Callable[[dict[str, Any]], None] | None = None,
     control: RunControl | None = None,
 ) -> Mapping[str, Any]:
     """The agent's output. Async, because an interrupt cannot stop LangGraph's sync nodes: it
@@ -283,15 +422,15 @@ async def _read(
         given,
         config,
         stream_mode=["custom", "values"],
-        durability="sync" if journal else None,
+        durability="sync" if keep else None,
         control=control,
     )
     async with contextlib.aclosing(events):
         async for mode, event in events:
             if mode == "custom":
                 progress.event(event)
-                if journal and event["type"] in _JOURNALLED:
-                    journal.append(event)
+                if keep:
+                    keep(event)
             else:
                 output = event
     return output

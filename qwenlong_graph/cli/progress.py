@@ -62,6 +62,7 @@ class Reading:
         self._began = clock()
         self._stepped = self._began
         self._open_chars = 0
+        self._chars_before = 0
         self.strategy = "memory"
         self.chars = 0
         self.chars_read = 0
@@ -83,6 +84,12 @@ class Reading:
         if kind == "started":
             self.strategy = event["strategy"]
             self.chars, self.steps = event["chars"], event["steps"]
+            self._began = self._stepped = self._clock()
+        elif kind == "resumed":
+            self.strategy = event["strategy"]
+            self.chars, self.step, self.steps = event["chars"], event["step"], event["steps"]
+            self.chars_read = self._chars_before = event["chars_read"]
+            self.evidence = event["evidence"]
             self._began = self._stepped = self._clock()
         elif kind == "chunk_read":
             self.step, self.steps = event["step"], event["steps"]
@@ -117,13 +124,14 @@ class Reading:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds until the last chunk is read, None before the first one is.
+        """Seconds until the last chunk is read, None before the first one is, here and now.
 
         Where the open chunk takes longer than others did, what the later ones will take remains.
         """
-        if not self.chars_read:
+        read_here = self.chars_read - self._chars_before
+        if not read_here:
             return None
-        pace_s = (self._stepped - self._began) / self.chars_read
+        pace_s = (self._stepped - self._began) / read_here
         unread = max(0, self.chars - self.chars_read)
         counted_down = unread * pace_s - (self._clock() - self._stepped)
         return max(counted_down, (unread - self._open_chars) * pace_s, 0.0)
@@ -241,6 +249,12 @@ class PlainProgress:
                 f"Reading {counted(self._documents, 'document')} ({reading.chars:,} characters) "
                 f"with {self._model_name}, {length}."
             )
+        elif kind == "resumed" and reading.strategy == "memory":
+            self._told_share = int(reading.share * _PLAIN_LINES)
+            self._tell(
+                f"Going on with {counted(self._documents, 'document')} ({reading.chars:,} "
+                f"characters) with {self._model_name}: {reading.percent}% read, {reading.chunk()}."
+            )
         elif kind == "memory_updated" and reading.share < 1:
             tokens, *others = reading.findings()
             self._tell_tenth(
@@ -252,6 +266,8 @@ class PlainProgress:
             self._tell(_DRAINING)
         elif kind == "server_failed":
             self._tell(_server_failed(event))
+        elif kind == "journal_moved":
+            self._tell(_journal_moved(event))
         elif kind == "answered":
             self._tell(reading.summary(self._model_name))
 
@@ -316,6 +332,8 @@ class LiveProgress:
             self._console.print(Text(_DRAINING, style="yellow"))
         elif event["type"] == "server_failed":
             self._console.print(Text(_server_failed(event), style="yellow"))
+        elif event["type"] == "journal_moved":
+            self._console.print(Text(_journal_moved(event), style="yellow"))
         elif event["type"] == "answered":
             self._console.print(Text(f"{reading.summary(self._model_name)}\n", style="dim"))
         self._live.refresh()
@@ -362,3 +380,8 @@ def _megabytes(done_bytes: int, total_bytes: int) -> str:
 
 def _server_failed(event: Mapping[str, Any]) -> str:
     return f"{printable(event['message'])} Trying again; what was read is kept meanwhile."
+
+
+def _journal_moved(event: Mapping[str, Any]) -> str:
+    moved_to = printable(event["moved_to"])
+    return f"Warning: the run's journal is damaged. It is now {moved_to}; reading goes on."

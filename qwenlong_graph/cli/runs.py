@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +12,7 @@ from qwenlong_graph.cli.printing import answer_console, counted, printable, shor
 from qwenlong_graph.cli.process import error_console, failures_told
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from qwenlong_graph.errors import RunError
     from qwenlong_graph.runs.directory import Run, RunShelf
@@ -34,7 +33,7 @@ def list_runs(data_dir: DataDir = None, as_json: _AsJson = False) -> None:
     """The kept runs, newest first."""
 
     def work(shelf: RunShelf) -> None:
-        kept = [_summary(run) for run in shelf.all(on_skip=_tell_skipped)]
+        kept = [_summary(run, _state_of(run)) for run in shelf.all(on_skip=_tell_unreadable)]
         if as_json:
             write_json({"runs": kept})
             return
@@ -58,12 +57,19 @@ def list_runs(data_dir: DataDir = None, as_json: _AsJson = False) -> None:
 
 
 @runs.command("show")
-def show_run(run_id: _RunId, data_dir: DataDir = None, as_json: _AsJson = False) -> None:
+def show_run(
+    run_id: _RunId,
+    journal: Annotated[
+        bool, typer.Option("--journal", help="Show what each chunk changed, too.")
+    ] = False,
+    data_dir: DataDir = None,
+    as_json: _AsJson = False,
+) -> None:
     """One run: how far it is, its memory, its plan, its evidence, its answer."""
 
     def work(shelf: RunShelf) -> None:
         run = shelf.find(run_id)
-        values = asyncio.run(_state_of(run))
+        values = run.state()
         shown = {
             **_summary(run, values),
             "created": run.record["created"],
@@ -75,8 +81,9 @@ def show_run(run_id: _RunId, data_dir: DataDir = None, as_json: _AsJson = False)
             "answer": values.get("answer", ""),
             "found": values.get("found", False),
         }
+        entries = run.journal().entries() if journal else []
         if as_json:
-            write_json(shown)
+            write_json({**shown, "journal": entries} if journal else shown)
             return
         console = answer_console()
         for name, value in shown.items():
@@ -84,16 +91,55 @@ def show_run(run_id: _RunId, data_dir: DataDir = None, as_json: _AsJson = False)
             if name == "evidence":
                 console.print(f"{label:<10} {counted(len(value), 'quote')}")
                 for quote in value:
-                    where = f"{quote['title']}, chars {quote['start_char']}-{quote['end_char']}"
-                    text = f'  {where}: "{shortened(" ".join(quote["text"].split()), 200)}"'
-                    console.print(printable(text), soft_wrap=True)
+                    console.print(printable(f"  {_in_words(quote)}"), soft_wrap=True)
                 continue
             text = ", ".join(value) if isinstance(value, list) else str(value)
             console.print(f"{label:<10} {printable(text) or '-'}", soft_wrap=True)
+        if journal:
+            console.print("Journal:")
+            for entry in entries:
+                for line in journal_lines(entry):
+                    console.print(printable(f"  {line}"), soft_wrap=True)
         if shown["state"] != "finished":
-            console.print(f"\nGo on with: qwenlong-graph resume {run.run_id}")
+            from qwenlong_graph.cli.ask import resume_command
+
+            console.print(f"\nGo on with: {resume_command(run.run_id, data_dir)}", soft_wrap=True)
 
     _on_shelf(data_dir, work, as_json=as_json)
+
+
+def journal_lines(entry: Mapping[str, Any]) -> Iterator[str]:
+    """One entry of a journal as a person reads it: a line, and the lines that memory gained (+)
+    and lost (-)."""
+    kind = entry["type"]
+    if kind == "memory_updated":
+        about = [
+            f"reply {entry['reply']}",
+            f"memory {entry['memory_tokens']:,} tokens",
+            f"{entry['evidence_added']} new of {counted(entry['evidence'], 'quote')}",
+            f"{entry['input_tokens']:,} tokens in, {entry['output_tokens']:,} out",
+            f"{entry['seconds']:.1f} s",
+        ]
+        if entry["retries"]:
+            about.append(counted(entry["retries"], "retry", "retries"))
+        where = f"{entry['document']}, chars {entry['start_char']}-{entry['end_char']}"
+        yield f"{entry['step'] + 1}. {where}: {', '.join(about)}"
+        yield from (f"   - {line}" for line in entry["lines_removed"])
+        yield from (f"   + {line}" for line in entry["lines_added"])
+    elif kind == "restored":
+        first, last = entry["first_step"] + 1, entry["step"] + 1
+        which = f"{first}." if first == last else f"{first}.-{last}."
+        yield f"{which} lost, and restored from the checkpoint as far as it knows"
+        if "memory" in entry:
+            yield from (f"   = {line}" for line in entry["memory"].splitlines())
+    elif kind == "retry":
+        yield f"{entry['step'] + 1}. asked again: {entry['reason']}"
+    elif kind == "damaged":
+        yield f"The journal was damaged; what was found is in {entry['moved_to']}."
+    elif kind == "answered":
+        yield "Answered." if entry["found"] else "Answered: not found."
+    elif kind == "server_failed":
+        yield f"The server failed: {entry['message']}"
 
 
 @runs.command("rm")
@@ -127,38 +173,50 @@ def prune_runs(
     _on_shelf(data_dir, work)
 
 
-def _quotes(run: Run, values: dict[str, Any], data_dir: Path | None) -> list[dict[str, Any]]:
-    from qwenlong_graph.cli.ask import store_in
+def _quotes(run: Run, values: Mapping[str, Any], data_dir: Path | None) -> list[dict[str, Any]]:
+    """The places that evidence the memory; `text` is None where the store has lost it."""
+    from qwenlong_graph.cli.ask import store_in, titles_of
+    from qwenlong_graph.errors import StoredTextChangedError
     from qwenlong_graph.graph.state import unpack_evidence
 
-    rows = unpack_evidence(values.get("evidence", []))
-    if not rows:
-        return []
     store = store_in(data_dir)
-    references = store.collection(run.record["documents"])
-    return [
-        {
-            "title": references[row["document"]]["title"],
-            "start_char": row["start_char"],
-            "end_char": row["end_char"],
-            "text": store.open(references[row["document"]]).read(
-                row["start_char"], row["end_char"]
-            ),
-        }
-        for row in rows
-    ]
+    titles = titles_of(run, store)
+    quotes: list[dict[str, Any]] = []
+    for row in unpack_evidence(values.get("evidence", [])):
+        start, end = row["start_char"], row["end_char"]
+        try:
+            reference = store.collection(run.record["documents"])[row["document"]]
+            text = store.open(reference).read(start, end)
+        except StoredTextChangedError:
+            text = None
+        title = titles[row["document"]]
+        quotes.append({"title": title, "start_char": start, "end_char": end, "text": text})
+    return quotes
 
 
-async def _state_of(run: Run) -> dict[str, Any]:
-    async with run.checkpoints() as saver:
-        kept = await saver.aget_tuple({"configurable": {"thread_id": run.run_id}})
-    return dict(kept.checkpoint["channel_values"]) if kept else {}
+def _in_words(quote: Mapping[str, Any]) -> str:
+    where = f"{quote['title']}, chars {quote['start_char']}-{quote['end_char']}"
+    if quote["text"] is None:
+        return f"{where} (the text is no longer in the store)"
+    return f'{where}: "{shortened(" ".join(quote["text"].split()), 200)}"'
 
 
-def _summary(run: Run, values: dict[str, Any] | None = None) -> dict[str, Any]:
+def _state_of(run: Run) -> dict[str, Any] | None:
+    """The run's state, None where it cannot be read: the others are listed all the same."""
+    from qwenlong_graph.errors import RunError
+
+    try:
+        return run.state()
+    except RunError as error:
+        _tell_unreadable(run.run_id, error)
+        return None
+
+
+def _summary(run: Run, values: Mapping[str, Any] | None) -> dict[str, Any]:
     if values is None:
-        values = asyncio.run(_state_of(run))
-    state = "finished" if values.get("answer") else "begun" if values else "not begun"
+        state, values = "unreadable", {}
+    else:
+        state = "finished" if values.get("answer") else "begun" if values else "not begun"
     return {
         "run_id": run.run_id,
         "state": state,
@@ -168,8 +226,8 @@ def _summary(run: Run, values: dict[str, Any] | None = None) -> dict[str, Any]:
     }
 
 
-def _tell_skipped(name: str, error: RunError) -> None:
-    typer.echo(f"Left out: {printable(name)} ({printable(str(error))})", err=True)
+def _tell_unreadable(name: str, error: RunError) -> None:
+    typer.echo(f"Not readable: {printable(name)} ({printable(str(error))})", err=True)
 
 
 def _on_shelf(

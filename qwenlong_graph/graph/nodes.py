@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import math
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.runtime import get_runtime
@@ -25,7 +27,7 @@ from qwenlong_graph.errors import (
     MalformedReplyError,
     ModelError,
     QuestionError,
-    RunError,
+    RunChangedError,
 )
 from qwenlong_graph.graph.forms import AnswerForm
 from qwenlong_graph.graph.state import MemoryState, pack_evidence, unpack_evidence
@@ -181,16 +183,7 @@ class ReadingNodes:
         task = self._task_of(state)
         cursor, step = state["cursor"], state["step"]
         references = self._references(state)
-        text = self.store.open(references[cursor["document"]])
-        span = next_span(
-            text,
-            document=cursor["document"],
-            start_char=cursor["start_char"],
-            start_byte=cursor["start_byte"],
-            max_tokens=task.budget.chunk_tokens,
-            count_tokens=task.count_tokens,
-            tolerance=self.settings.border_tolerance,
-        )
+        span = self._next_span(task, cursor, references)
         done = sum(reference["chars"] for reference in references[: cursor["document"]])
         done += span["end_char"]
         left = sum(reference["chars"] for reference in references) - done
@@ -210,13 +203,14 @@ class ReadingNodes:
         return {"span": span, "steps": steps}
 
     def _update_memory(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
+        began = time.monotonic()
         task = self._task_of(state)
-        span = state["span"]
-        assert span is not None, "read_chunk sets the span"
         references = self._references(state)
+        # Set by read_chunk, unless the reading goes on here with another setup.
+        span = state["span"] or self._next_span(task, state["cursor"], references)
         reference = references[span["document"]]
         text = self.store.open(reference)
-        chunk = self._chunk(state, text, reference, len(references))
+        chunk = self._chunk(state, span, text, reference, len(references))
         before = _reading_state(state)
         held = self._quotes(references, before["evidence"])
         usage = state["usage"].copy()
@@ -243,12 +237,16 @@ class ReadingNodes:
                 "step": chunk.step,
                 "steps": chunk.steps,
                 "document": chunk.title,
+                "document_index": chunk.document,
                 "start_char": chunk.start_char,
                 "end_char": chunk.end_char,
                 "reply": update.kind,
                 "memory_tokens": task.count_tokens(update.state["memory"]),
                 "evidence_added": update.evidence_added,
                 "evidence": len(update.state["evidence"]),
+                **_change(before, update.state),
+                **_spent(state["usage"], usage),
+                "seconds": round(time.monotonic() - began, 3),
             }
         )
         return {
@@ -328,21 +326,31 @@ class ReadingNodes:
     def _node(self, body: Body) -> RunnableLambda[MemoryState, dict[str, Any]]:
         name = body.__name__.removeprefix("_")
 
+        def accepts(config: RunnableConfig) -> bool:
+            # `decompose` begins anew, whatever the state holds.
+            is_allowed = config.get("configurable", {}).get("accept_changes")
+            return bool(is_allowed) and name != "decompose"
+
         def run(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
             emit = get_runtime().stream_writer
             with _told(emit):
-                return drive(body(state, emit), lambda request: self._ask(request, config))
+                accepted = self._accepted(state) if accepts(config) else {}
+                steps = body(_with(state, accepted), emit)
+                return {**accepted, **drive(steps, lambda request: self._ask(request, config))}
 
         async def arun(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
             # Reading files, counting over HTTP and aligning evidence would block the event loop.
             emit = get_runtime().stream_writer
-            steps = body(state, emit)
             with _told(emit):
+                accepted = {}
+                if accepts(config):
+                    accepted = await asyncio.to_thread(self._accepted, state)
+                steps = body(_with(state, accepted), emit)
                 request = await asyncio.to_thread(advance, steps)
                 while isinstance(request, Request):
                     reply = await self._aask(request, config)
                     request = await asyncio.to_thread(advance, steps, reply)
-                return request.result
+                return {**accepted, **request.result}
 
         return RunnableLambda(run, arun, name=name)
 
@@ -394,11 +402,33 @@ class ReadingNodes:
                 for name in sorted({*then, *here})
                 if then.get(name) != here.get(name)
             )
-            raise RunError(
-                f"This reading was begun with another setup and cannot go on with this one: "
-                f"{changed}. Resume it with the setup it was begun with, or start again."
+            raise RunChangedError(
+                f"This reading was begun with another setup and does not go on with this one "
+                f"unasked: {changed}. Resume it with the setup it was begun with, or accept the "
+                f"change: --accept-changes on the command line, "
+                f'{{"configurable": {{"accept_changes": True}}}} in Python.'
             )
         return task
+
+    def _accepted(self, state: MemoryState) -> dict[str, Any]:
+        """What changes in a state that goes on with another setup, as the caller allows.
+
+        Raises:
+            RunChangedError: the memory does not fit the other setup.
+        """
+        task = self.task(state["core_question"], state["instructions"])
+        setup = {**self._setup(task.budget), "strategy": state["setup"]["strategy"]}
+        if setup == state["setup"]:
+            return {}
+        size, room = task.count_tokens(state["memory"]), task.budget.memory_tokens
+        # Under "extract" lines are chosen to fit; a memory to be rewritten stands in the prompt.
+        if size > room and self.settings.protocol == "rewrite":
+            raise RunChangedError(
+                f"Going on with another setup: the memory so far takes {size:,} tokens, and this "
+                f"setup has room for {room:,}. Use a model with a larger window."
+            )
+        # The open chunk was cut for the former setup.
+        return {"setup": setup, "span": None}
 
     def _setup(self, budget: Budget) -> dict[str, str | int]:
         return {
@@ -431,11 +461,27 @@ class ReadingNodes:
                 self._collections[key] = self.store.collection(collection)
             return self._collections[key]
 
+    def _next_span(
+        self, task: ReadingTask, cursor: Cursor, references: Sequence[DocumentReference]
+    ) -> Span:
+        return next_span(
+            self.store.open(references[cursor["document"]]),
+            document=cursor["document"],
+            start_char=cursor["start_char"],
+            start_byte=cursor["start_byte"],
+            max_tokens=task.budget.chunk_tokens,
+            count_tokens=task.count_tokens,
+            tolerance=self.settings.border_tolerance,
+        )
+
     def _chunk(
-        self, state: MemoryState, text: StoredText, reference: DocumentReference, documents: int
+        self,
+        state: MemoryState,
+        span: Span,
+        text: StoredText,
+        reference: DocumentReference,
+        documents: int,
     ) -> Chunk:
-        span = state["span"]
-        assert span is not None
         start_page, end_page = text.pages_of(span["start_char"], span["end_char"])
         return Chunk(
             text=text.read_from(span["start_byte"], span["end_char"] - span["start_char"]),
@@ -462,9 +508,7 @@ class ReadingNodes:
         self, references: Sequence[DocumentReference], evidence: Sequence[Evidence]
     ) -> list[SourceText]:
         """The texts of pieces of evidence, each place once, in reading order."""
-        places = sorted(
-            {(piece["document"], piece["start_char"], piece["end_char"]) for piece in evidence}
-        )
+        places = sorted({_place(piece) for piece in evidence})
         return [
             SourceText(
                 document=document,
@@ -567,6 +611,35 @@ def _reading_state(state: MemoryState) -> ReadingState:
         evidence=unpack_evidence(state["evidence"]),
         tally=state["tally"],
     )
+
+
+def _with(state: MemoryState, changes: dict[str, Any]) -> MemoryState:
+    return cast("MemoryState", {**state, **changes})
+
+
+def _change(before: ReadingState, after: ReadingState) -> dict[str, Any]:
+    """What a step changed: memory lines, and places ([document, start_char, end_char])."""
+    old, new = Counter(before["memory"].splitlines()), Counter(after["memory"].splitlines())
+    held, places = ({_place(piece) for piece in state["evidence"]} for state in (before, after))
+    return {
+        "lines_added": list((new - old).elements()),
+        "lines_removed": list((old - new).elements()),
+        "places_added": [list(place) for place in sorted(places - held)],
+    }
+
+
+def _place(piece: Evidence) -> tuple[int, int, int]:
+    return piece["document"], piece["start_char"], piece["end_char"]
+
+
+def _spent(before: Usage, after: Usage) -> dict[str, int]:
+    """What a step cost."""
+    return {
+        "calls": after["calls"] - before["calls"],
+        "retries": after["retries"] - before["retries"],
+        "input_tokens": after["input_tokens"] - before["input_tokens"],
+        "output_tokens": after["output_tokens"] - before["output_tokens"],
+    }
 
 
 def _after(span: Span, reference: DocumentReference) -> Cursor:

@@ -58,7 +58,8 @@ _PRUNING = [
     for table in ("writes", "checkpoints")
 ]
 
-_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# SQLITE_ERROR: a statement that the tables do not fit, so they are not LangGraph's.
+_DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}
 _BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
@@ -70,8 +71,8 @@ class BoundedSqliteSaver(SqliteSaver):
         self.path = path
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        with translated(self.path):
-            return super().get_tuple(config)
+        with translated(self.path), _decoding(self.path):
+            return _whole(super().get_tuple(config))
 
     def put(
         self,
@@ -107,8 +108,8 @@ class BoundedAsyncSqliteSaver(AsyncSqliteSaver):
         self.path = path
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        with translated(self.path):
-            return await super().aget_tuple(config)
+        with translated(self.path), _decoding(self.path):
+            return _whole(await super().aget_tuple(config))
 
     async def aput(
         self,
@@ -178,6 +179,23 @@ def translated(path: Path) -> Iterator[None]:
         if isinstance(error, sqlite3.OperationalError):
             raise cannot_write(path, error) from error
         raise
+
+
+@contextlib.contextmanager
+def _decoding(path: Path) -> Iterator[None]:
+    """Turn what a decoder says of a state that is none into our error."""
+    try:
+        yield
+    except (ValueError, TypeError, LookupError, AttributeError, NotImplementedError) as error:
+        # The decoder's words may hold what it found.
+        raise _damaged(path, f"a state in it cannot be decoded: {type(error).__name__}") from error
+
+
+def _whole(kept: CheckpointTuple | None) -> CheckpointTuple | None:
+    # Few bytes are not something to a decoder: a stray letter is a number.
+    if kept is not None and not isinstance(kept.checkpoint["channel_values"], dict):
+        raise TypeError("the values are no mapping")
+    return kept
 
 
 def _check(path: Path) -> None:

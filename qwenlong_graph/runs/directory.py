@@ -9,10 +9,11 @@ import re
 import secrets
 import shutil
 import string
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -42,8 +43,9 @@ RECORD_FORMAT = 1
 KEPT_TITLES = 20
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ID_CHARACTERS = string.ascii_lowercase + string.digits
-# Hidden, so that it is no run id; a removal that was killed leaves one behind.
+# Hidden, so that they are no run ids; a process that was killed leaves one behind.
 _REMOVED = ".removed-"
+_UNFINISHED = ".unfinished-"
 
 
 class RunRecord(TypedDict):
@@ -85,6 +87,24 @@ class Run:
 
     def journal(self) -> Journal:
         return Journal(self.path / "journal.jsonl")
+
+    def state(self) -> dict[str, Any]:
+        """The values of the newest checkpoint, none where nothing is kept yet.
+
+        Raises `RunFormatError` if its file is damaged.
+        """
+        file = self.path / "checkpoints.sqlite"
+        if not file.exists() or not file.stat().st_size:
+            return {}
+        with self.sync_checkpoints() as saver:
+            kept = saver.get_tuple({"configurable": {"thread_id": self.run_id}})
+        return dict(kept.checkpoint["channel_values"]) if kept else {}
+
+    def rerecord(self, record: RunRecord) -> Run:
+        """The run with another record, which is written; raises `RunError` if it cannot be."""
+        if record != self.record:
+            _write_record(self.path, record)
+        return replace(self, record=record)
 
     def checkpoints(self) -> AbstractAsyncContextManager[BoundedAsyncSqliteSaver]:
         """The checkpointer for async calls. Raises `RunFormatError` if its file is damaged."""
@@ -131,10 +151,9 @@ class RunShelf:
                 f"hyphens and underscores, beginning with a letter or digit."
             )
         created = datetime.now(UTC)
-        path = self._new_folder(run_id, created)
         record = RunRecord(
             format=RECORD_FORMAT,
-            run_id=path.name,
+            run_id=run_id or "",
             created=created.isoformat(timespec="milliseconds"),
             version=version,
             question=question,
@@ -147,14 +166,11 @@ class RunShelf:
             settings=settings,
             response_schema=response_schema,
         )
-        content = json.dumps(record, ensure_ascii=False, indent=1)
-        try:
-            # A lone surrogate becomes its JSON escape.
-            write_whole(path / "run.json", content.encode("utf-8", "backslashreplace"))
-        except OSError as error:
-            shutil.rmtree(path, ignore_errors=True)
-            raise cannot_write(path / "run.json", error) from error
-        return Run(path, record)
+        while not record["run_id"]:
+            suffix = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(4))
+            name = f"{created:%Y%m%d-%H%M%S}-{suffix}"
+            record["run_id"] = "" if (self.root / name).exists() else name
+        return Run(self._new_folder(record), record)
 
     def find(self, run_id: str) -> Run:
         """The run of that id, or the only one whose id begins so.
@@ -211,9 +227,14 @@ class RunShelf:
         """
         if older_than_s < 0:
             raise SettingsError(f"The age of runs to prune is below zero: {older_than_s} s.")
+        now = time.time() if now is None else now
         for leftover in self.root.glob(f"{_REMOVED}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        now = time.time() if now is None else now
+        for leftover in self.root.glob(f"{_UNFINISHED}*"):
+            with contextlib.suppress(FileNotFoundError):
+                # A younger one may be about to become a run.
+                if now - leftover.stat().st_mtime > max(older_than_s, 3_600):
+                    shutil.rmtree(leftover, ignore_errors=True)
         removed = []
         for run in self.all():
             if now - _created(run.record) > older_than_s:
@@ -234,25 +255,38 @@ class RunShelf:
         except OSError as error:
             raise RunError(f"The runs in {self.root} cannot be listed: {error}.") from error
 
-    def _new_folder(self, run_id: str | None, created: datetime) -> Path:
+    def _new_folder(self, record: RunRecord) -> Path:
+        """A folder with the record in it, which appears whole or not at all."""
+        path = self.root / record["run_id"]
         try:
             if not self.root.is_dir():
                 self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while True:
-                suffix = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(4))
-                path = self.root / (run_id or f"{created:%Y%m%d-%H%M%S}-{suffix}")
-                try:
-                    path.mkdir(mode=0o700)
-                except FileExistsError:
-                    if run_id is None:
-                        continue
-                    raise RunError(
-                        f"There already is a run {run_id!r} in {self.root}. Give another id, or "
-                        f"go on with it: resume {run_id}"
-                    ) from None
-                return path
+            unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.root))
         except OSError as error:
             raise cannot_write(self.root, error) from error
+        try:
+            _write_record(unfinished, record)
+            unfinished.rename(path)
+        except OSError as error:
+            if not path.exists():
+                raise cannot_write(path, error) from error
+            raise RunError(
+                f"There already is a run {path.name!r} in {self.root}. Give another id, or go on "
+                f"with it: resume {path.name}"
+            ) from None
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        return path
+
+
+def _write_record(folder: Path, record: RunRecord) -> None:
+    path = folder / "run.json"
+    content = json.dumps(record, ensure_ascii=False, indent=1)
+    try:
+        # A lone surrogate becomes its JSON escape.
+        write_whole(path, content.encode("utf-8", "backslashreplace"))
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def _read_record(folder: Path) -> RunRecord:

@@ -43,6 +43,16 @@ def updated(step, *, evidence=0, reply="complete"):
     }
 
 
+RESUMED = {
+    "type": "resumed",
+    "strategy": "memory",
+    "chars": 400,
+    "chars_read": 200,
+    "step": 2,
+    "steps": 4,
+    "evidence": 1,
+}
+MOVED = {"type": "journal_moved", "moved_to": "/runs/night/journal.damaged-1"}
 RETRY = {"type": "retry", "step": 0, "attempt": 1, "reason": "the reply was empty"}
 ANSWERED = {"type": "answered", "found": True, "is_quoted": False}
 
@@ -105,6 +115,20 @@ class TestReading:
         reading.take({**updated(1), "end_char": 1})
         assert reading.percent == 100
 
+    def test_goes_on_where_a_resumed_run_was_and_foresees_from_what_is_read_now(self):
+        clock = Clock()
+        reading = Reading(clock)
+        reading.take(RESUMED)
+        assert (reading.percent, reading.left_s, reading.chunk()) == (
+            50,
+            None,
+            "chunk 3 of about 4",
+        )
+        clock.now += 10
+        reading.take(chunk(2))
+        reading.take(updated(2))
+        assert (reading.percent, reading.left_s, reading.chunks_read) == (75, 10, 1)
+
     def test_passes_over_events_it_does_not_know(self):
         reading = Reading()
         reading.take({"type": "something new"})
@@ -125,6 +149,21 @@ class TestPlain:
         assert lines[0] == "Reading 2 documents (50,000 characters) with m, in about 4 chunks."
         assert [line[:9] for line in lines[1:-1]] == [f" {n}0% read" for n in range(1, 10)]
         assert lines[-1].startswith("Read 500 chunks in ")
+
+    def test_a_resumed_reading_is_told_with_what_is_read_and_tenths_go_on_from_there(self):
+        shown = console()
+        progress = PlainProgress(shown)
+        progress.connected("m", documents=1)
+        for event in (MOVED, RESUMED, chunk(2), updated(2), chunk(3), updated(3), ANSWERED):
+            progress.event(event)
+        moved, first, tenth, last = shown.file.getvalue().splitlines()
+        assert moved.endswith("It is now /runs/night/journal.damaged-1; reading goes on.")
+        assert (
+            first
+            == "Going on with 1 document (400 characters) with m: 50% read, chunk 3 of about 4."
+        )
+        assert tenth.startswith(" 75% read")
+        assert last.startswith("Read 2 chunks in ")
 
     def test_one_pass_is_told_as_such(self):
         shown = console()
@@ -175,6 +214,7 @@ class TestLive:
         ).splitlines()
         assert first.startswith("Reading chunk 2 of about 4 ")
         assert "25%  0:00 elapsed, ~0:00 left" in first
+        assert "50%  0:00 elapsed" in self.view(RESUMED, chunk(2))
         assert second.rstrip() == (
             "25 tokens read · memory 12 tokens · 3 quotes found · 1 retry · a.txt"
         )

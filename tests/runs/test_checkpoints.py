@@ -148,6 +148,39 @@ async def test_a_database_of_something_else_is_named_and_left_alone(tmp_path):
     await assert_refused(path)
 
 
+async def test_tables_of_another_form_are_named(tmp_path):
+    path = tmp_path / "run.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.executescript("CREATE TABLE checkpoints (a); CREATE TABLE writes (b)")
+    async with open_checkpoints(path) as saver:
+        with pytest.raises(RunFormatError, match=path.name):
+            await saver.aget_tuple(CONFIG)
+    with open_sync_checkpoints(path) as saver, pytest.raises(RunFormatError, match=path.name):
+        saver.get_tuple(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "checkpoint = CAST('no state' AS BLOB)",
+        "checkpoint = substr(checkpoint, 1, length(checkpoint) / 2)",
+        "type = 'pickle'",
+        "metadata = '{'",
+    ],
+)
+async def test_a_state_that_cannot_be_decoded_is_named_and_left_alone(tmp_path, change):
+    path = tmp_path / "run.sqlite"
+    await written(path)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"UPDATE checkpoints SET {change}")
+    async with open_checkpoints(path) as saver:
+        with pytest.raises(RunFormatError, match=r"cannot be decoded.*as another run"):
+            await reader(tmp_path, saver).ainvoke(None, CONFIG)
+    with open_sync_checkpoints(path) as saver, pytest.raises(RunFormatError, match="decoded"):
+        saver.get_tuple(CONFIG)
+    assert rows(path, "checkpoints") > 0
+
+
 async def test_a_full_disk_is_named_and_what_was_read_is_kept(tmp_path):
     path = tmp_path / "run.sqlite"
     async with open_checkpoints(path) as saver:

@@ -168,3 +168,36 @@ async def test_both_checkpointers_of_a_run_share_one_file(create):
     with run.sync_checkpoints() as saver:
         assert list(saver.list({"configurable": {"thread_id": run.run_id}})) == []
     assert (run.path / "checkpoints.sqlite").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_run_without_checkpoints_has_no_state_and_looking_makes_none(create):
+    run = create()
+    assert run.state() == {}
+    assert [file.name for file in run.path.iterdir()] == ["run.json"]
+    (run.path / "checkpoints.sqlite").touch()
+    assert run.state() == {}
+    assert (run.path / "checkpoints.sqlite").stat().st_size == 0
+
+
+def test_a_changed_record_is_found_again(shelf, create):
+    run = create(run_id="night")
+    changed = run.rerecord({**run.record, "model": "http://127.0.0.1:1"})
+    assert shelf.find("night") == changed != run
+
+
+def test_a_killed_creation_leaves_no_run_and_is_swept_up_later(shelf, create):
+    run = create(run_id="night")
+    leftover = shelf.root / ".unfinished-x"
+    leftover.mkdir()
+    assert [found.run_id for found in shelf.all()] == ["night"]
+    # A minute old, it may be about to become a run.
+    assert shelf.prune(older_than_s=0, now=created(run) + 60) == ["night"]
+    assert leftover.exists()
+    shelf.prune(older_than_s=0, now=created(run) + 7_200)
+    assert list(shelf.root.iterdir()) == []
+
+
+def test_an_empty_folder_of_that_name_is_no_run_and_in_nobodys_way(shelf, create):
+    (shelf.root / "night").mkdir(parents=True)
+    assert create(run_id="night") == shelf.find("night")
+    assert shelf.find("night").path.stat().st_mode & 0o777 == 0o700

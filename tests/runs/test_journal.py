@@ -14,6 +14,36 @@ from qwenlong_graph.errors import RunError, RunFormatError
 from qwenlong_graph.runs.journal import Journal
 
 
+def update(step, **fields):
+    return {"type": "memory_updated", "step": step, **fields}
+
+
+def state(steps, *, answer=""):
+    """What a checkpoint after so many steps holds, as far as the journal asks."""
+    usage = {"input_tokens": 70 * steps, "output_tokens": 7 * steps, "retries": 0, "calls": steps}
+    return {
+        "step": steps,
+        "memory": "- so far",
+        "evidence": [[0, 5, 9, "key"]],
+        "usage": usage,
+        "answer": answer,
+        "found": True,
+        "is_quoted": False,
+    }
+
+
+def restored(first, last, *, is_newest=True):
+    known = {
+        "memory": "- so far",
+        "evidence": 1,
+        "input_tokens_so_far": 70 * (last + 1),
+        "output_tokens_so_far": 7 * (last + 1),
+        "retries_so_far": 0,
+    }
+    entry = {"type": "restored", "first_step": first, "step": last}
+    return {**entry, **known} if is_newest else entry
+
+
 @pytest.fixture
 def journal(tmp_path):
     return Journal(tmp_path / "journal.jsonl")
@@ -21,7 +51,7 @@ def journal(tmp_path):
 
 def test_what_is_appended_is_read_back_in_order(journal):
     assert journal.entries() == []
-    written = [{"step": 0, "added": ["zwölf – “quoted”\n"]}, {"step": 1, "added": ["\udc80"]}]
+    written = [update(0, lines_added=["zwölf – “quoted”\n"]), update(1, lines_added=["\udc80"])]
     for entry in written:
         journal.append(entry)
     assert journal.entries() == written
@@ -33,14 +63,14 @@ def test_what_is_appended_is_read_back_in_order(journal):
 @given(st.data())
 def test_wherever_a_line_is_torn_the_whole_ones_are_kept(tmp_path_factory, data):
     journal = Journal(tmp_path_factory.mktemp("torn") / "journal.jsonl")
-    journal.append({"step": 0})
+    journal.append(update(0))
     whole = journal.path.stat().st_size
-    journal.append({"step": 1, "added": ["ä line"]})
+    journal.append(update(1, lines_added=["ä line"]))
     end = journal.path.stat().st_size
     os.truncate(journal.path, data.draw(st.integers(whole, end - 1)))
-    assert journal.entries() == [{"step": 0}]
-    journal.append({"step": 1})
-    assert journal.entries() == [{"step": 0}, {"step": 1}]
+    assert journal.entries() == [update(0)]
+    journal.append(update(1))
+    assert journal.entries() == [update(0), update(1)]
 
 
 def test_a_torn_line_longer_than_a_block_is_dropped(journal):
@@ -51,33 +81,125 @@ def test_a_torn_line_longer_than_a_block_is_dropped(journal):
     assert journal.path.read_bytes() == b'{"step":0}\n{"step":1}\n'
 
 
+ZEROS = b"\0" * 20 + b"\n"
+
+
+def write(journal, *lines):
+    """Entries as they are written, and bytes as they are."""
+    for line in lines:
+        if isinstance(line, bytes):
+            with journal.path.open("ab") as file:
+                file.write(line)
+        else:
+            journal.append(line)
+
+
 def test_a_last_line_of_zeros_is_dropped_but_damage_before_it_is_named(journal):
-    journal.append({"step": 0})
-    with journal.path.open("ab") as file:
-        file.write(b"\0" * 20 + b"\n")
-    assert journal.entries() == [{"step": 0}]
-    with journal.path.open("ab") as file:
-        file.write(b'{"step":1}\n')
-    with pytest.raises(RunFormatError, match="line 2"):
+    write(journal, update(0), ZEROS)
+    assert journal.entries() == [update(0)]
+    write(journal, b'{"type":"memory_updated","step":1}\n')
+    with pytest.raises(RunFormatError, match=r"line 2.*resume"):
         journal.entries()
 
 
-def test_cutting_back_keeps_what_the_checkpoint_holds(journal):
-    journal.append({"event": "started"})
-    for step in range(5):
-        journal.append({"step": step})
-    with journal.path.open("ab") as file:
-        file.write(b'{"step":5')
-    journal.cut_back(3)
-    kept = [{"event": "started"}, {"step": 0}, {"step": 1}, {"step": 2}]
+def test_a_journal_that_is_ahead_is_cut_back_and_loses_its_torn_line(journal):
+    started = {"type": "server_failed", "message": "away"}
+    retry = {"type": "retry", "step": 3, "reason": "the reply was empty"}
+    answered = {"type": "answered", "found": True, "is_quoted": False}
+    write(journal, started, *map(update, range(3)), retry, update(3), answered, b'{"step":5')
+    assert journal.follow(state(3)) is None
+    kept = [started, update(0), update(1), update(2)]
     assert [json.loads(line) for line in journal.path.read_bytes().splitlines()] == kept
     assert journal.path.stat().st_mode & 0o777 == 0o600
     assert [file.name for file in journal.path.parent.iterdir()] == ["journal.jsonl"]
 
 
-def test_cutting_back_nothing_makes_no_file(journal):
-    journal.cut_back(3)
+def test_a_run_without_a_checkpoint_has_an_empty_journal(journal):
+    journal.follow({})
     assert not journal.path.exists()
+    journal.append(update(0))
+    journal.follow({})
+    assert journal.entries() == []
+
+
+def test_a_journal_that_agrees_is_left_untouched(journal):
+    write(journal, *map(update, range(3)))
+    before = journal.path.stat()
+    assert journal.follow(state(3)) is None
+    after = journal.path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.parametrize("written", [0, 1, 4])
+def test_a_journal_that_is_behind_is_completed_with_what_the_checkpoint_knows(journal, written):
+    write(journal, *map(update, range(written)))
+    journal.follow(state(5))
+    assert journal.entries() == [*map(update, range(written)), restored(written, 4)]
+    journal.append(update(5))
+    journal.follow(state(6))
+    assert journal.entries()[-1] == update(5)
+
+
+def test_holes_are_named_where_they_are_and_not_restored_twice(journal):
+    write(journal, *map(update, [1, 4]))
+    expected = [
+        restored(0, 0, is_newest=False),
+        update(1),
+        restored(2, 3, is_newest=False),
+        update(4),
+        restored(5, 6),
+    ]
+    for _ in range(2):
+        journal.follow(state(7))
+        assert journal.entries() == expected
+    # A checkpoint put back from an older copy: what reaches beyond it is told anew.
+    journal.follow(state(6))
+    assert journal.entries() == [*expected[:4], restored(5, 5)]
+
+
+def test_the_answer_is_told_once_it_is_kept_and_only_then(journal):
+    write(journal, update(0))
+    journal.follow(state(1, answer="Ludo."))
+    answered = {"type": "answered", "found": True, "is_quoted": False}
+    journal.follow(state(1, answer="Ludo."))
+    assert journal.entries() == [update(0), answered]
+    write(journal, b"{}\n", b"{}\n")
+    journal.follow(state(2, answer="Ludo."))
+    assert journal.entries()[1:] == [update(0), restored(1, 1), answered]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ZEROS,
+        b"\xff\xfe\n",
+        b"[1]\n",
+        b'{"step":1}\n',
+        b'{"type":"memory_updated"}\n',
+        b'{"type":"memory_updated","step":"1"}\n',
+        b'{"type":"restored","step":1}\n',
+        b"[" * 100_000 + b"\n",
+    ],
+    ids=lambda damage: damage[:12].decode("latin-1"),
+)
+def test_a_damaged_journal_is_moved_aside_and_its_good_lines_are_kept(journal, damage):
+    for number in (1, 2):
+        write(journal, update(number - 1), damage, update(number + 1))
+        content = journal.path.read_bytes()
+        moved_to = journal.follow(state(number + 2))
+        assert moved_to == journal.path.with_name(f"journal.damaged-{number}")
+        assert moved_to.read_bytes() == content
+        assert journal.entries()[0] == {"type": "damaged", "moved_to": moved_to.name}
+        assert update(number + 1) in journal.entries()
+        journal.path.unlink()
+        journal.append({"type": "server_failed", "message": "away"})
+
+
+def test_a_journal_that_cannot_be_read_at_all_is_moved_aside(journal):
+    journal.path.mkdir()
+    moved_to = journal.follow(state(3))
+    assert moved_to.is_dir()
+    assert journal.entries()[1:] == [restored(0, 2)]
 
 
 OVERFULL = """
@@ -86,10 +208,10 @@ from pathlib import Path
 from qwenlong_graph.errors import RunError
 from qwenlong_graph.runs.journal import Journal
 journal = Journal(Path(sys.argv[1]))
-journal.append({"step": 0})
+journal.append({"type": "answered"})
 resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
 try:
-    journal.append({"step": 1, "added": "x" * 1000})
+    journal.append({"type": "answered", "added": "x" * 1000})
 except RunError as error:
     print(error)
 """
@@ -101,7 +223,7 @@ def test_a_full_disk_is_named_and_the_journal_stays_as_it_was(journal):
         [sys.executable, "-c", OVERFULL, journal.path], capture_output=True, text=True, check=True
     )
     assert "--data-dir" in done.stdout
-    assert journal.path.read_bytes() == b'{"step":0}\n'
+    assert journal.path.read_bytes() == b'{"type":"answered"}\n'
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
