@@ -37,9 +37,13 @@ format: $(VENV)/.installed-dev ## Mend style and format where that is safe
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(VENV)/.installed-dev ## Measure false alarms among "unsupported" claims, and the loop's own cost
-	@$(VENV)/bin/python benchmarks/unsupported.py
-	@$(VENV)/bin/python benchmarks/loop.py
+bench: $(VENV)/.installed-dev ## Measure everything; the embedded model takes hours, and goes on where it was stopped
+	@mkdir -p benchmarks/results
+	@$(VENV)/bin/python benchmarks/unsupported.py --json benchmarks/results/unsupported.json
+	@$(VENV)/bin/python benchmarks/loop.py --json benchmarks/results/loop.json
+	@$(VENV)/bin/python benchmarks/kills.py --json benchmarks/results/kills.json
+	@$(VENV)/bin/python benchmarks/embedded_quality.py --json benchmarks/results/embedded_quality.json \
+		--cells benchmarks/results/embedded_quality.jsonl
 
 clean: ## Remove .venv, caches and build outputs
 	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
