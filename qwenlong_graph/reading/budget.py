@@ -22,6 +22,7 @@ __all__ = [
     "Budget",
     "ReadingSettings",
     "derive_budget",
+    "sliced_window",
 ]
 
 MINIMUM_WINDOW = 2_048
@@ -108,13 +109,30 @@ class Budget:
     full_tokens: int
 
 
+def sliced_window(*, total_tokens: int, input_tokens: int, slice_tokens: int) -> int:
+    """The window (prompt plus output) that holds whatever the two share it, in tokens.
+
+    A server that writes in slices (TGI: 1,024 tokens) queues the text so far as the input of the
+    next slice, which then has to fit `input_tokens`, and rounds the output up to whole slices,
+    which together with the prompt have to fit `total_tokens`. Within the window given here, no
+    reply ends before the number of tokens that was asked for.
+    """
+    return max(0, min(total_tokens - slice_tokens + 1, input_tokens + 1))
+
+
 def derive_budget(
-    settings: ReadingSettings, *, window: int, frame_tokens: int, question_tokens: int
+    settings: ReadingSettings,
+    *,
+    window: int,
+    frame_tokens: int,
+    question_tokens: int,
+    template_tokens: int = 0,
 ) -> Budget:
     """The budget that `settings` and a window of `window` tokens (prompt plus output) give.
 
     `frame_tokens` is the longest prompt frame without question, memory and chunk;
-    `question_tokens` is the question with its instructions.
+    `question_tokens` is the question with its instructions. `template_tokens` is what the model's
+    chat template adds to one message; what is usual is allowed for anyway.
 
     Raises:
         WindowTooSmallError: the window is below `MINIMUM_WINDOW`, or too small for the frame.
@@ -135,7 +153,7 @@ def derive_budget(
     fixed = (
         frame_tokens
         + question_tokens
-        + _TEMPLATE_TOKENS
+        + max(_TEMPLATE_TOKENS, template_tokens)
         + REPAIR_TOKENS
         + int(window * _SLACK_SHARE)
     )
