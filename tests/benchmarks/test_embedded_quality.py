@@ -63,7 +63,8 @@ def test_facts_lie_at_all_depths(asked):
         if item.kind == "four_facts":
             places = [start / len(item.text) for start, _ in item.planted]
             assert places == sorted(places)
-            assert (places[0] < 0.35) and (places[-1] > 0.65)
+            assert places[0] < 0.35
+            assert places[-1] > 0.65
 
 
 def test_the_places_do_not_change_from_run_to_run(bench, asked):
