@@ -13,6 +13,7 @@ from qwenlong_graph.reading.evidence import SourceText, align_memory, line_key, 
 from qwenlong_graph.reading.prompts import says_not_found
 from qwenlong_graph.reading.relevance import (
     coverage,
+    listed_terms,
     points_to,
     question_terms,
     sentences_of,
@@ -154,7 +155,8 @@ def find_support(
     sentences = [source.text[start:end] for source, (start, end) in places]
     tally = tally_sentences(question_terms(question), sentences, {})
     weights = term_weights(question, tally)
-    shares = [coverage(sentence, weights) for sentence in sentences]
+    listed = listed_terms(question)
+    shares = [coverage(sentence, weights, listed=listed) for sentence in sentences]
     chosen: dict[int, str] = {}
     for statement in statements:
         for index, score in points_to(statement, sentences, weights=weights)[:most]:

@@ -31,6 +31,7 @@ from qwenlong_graph.reading.prompts import (
 )
 from qwenlong_graph.reading.relevance import (
     coverage,
+    listed_terms,
     points_to,
     question_terms,
     sentences_of,
@@ -294,17 +295,18 @@ class ExtractProtocol:
         sentences = [_one_line(chunk.text[start:end]) for start, end in spans]
         tally = tally_sentences(question_terms(question), sentences, state["tally"])
         weights = term_weights(question, tally)
+        listed = listed_terms(question)
         statement = without_thoughts(text)
         chosen: dict[int, float] = {}
         for start, end in sentences_of(statement)[: self.sentences_per_reply]:
             pointed = points_to(statement[start:end], sentences, weights=weights)
             if pointed and pointed[0][1] >= self.pointed_score:
                 index = pointed[0][0]
-                share = coverage(sentences[index], weights)
+                share = coverage(sentences[index], weights, listed=listed)
                 if share >= self.pointed_coverage:
                     chosen[index] = share
         for index, sentence in enumerate(sentences):
-            share = coverage(sentence, weights)
+            share = coverage(sentence, weights, listed=listed)
             if share >= self.unaided_coverage:
                 chosen[index] = share
         new = [
@@ -347,7 +349,10 @@ class ExtractProtocol:
 
         Weights sharpen as more is read, so lines that once passed are judged again.
         """
-        shares = {index: coverage(line, weights) for index, (line, _) in enumerate(lines)}
+        listed = listed_terms(task.core_question)
+        shares = {
+            index: coverage(line, weights, listed=listed) for index, (line, _) in enumerate(lines)
+        }
         best = sorted(shares, key=lambda index: (-shares[index], index))
         chosen: list[int] = []
         left = task.budget.memory_tokens
@@ -378,8 +383,9 @@ class ExtractProtocol:
         model astray.
         """
         weights = term_weights(task.core_question, state["tally"])
+        listed = listed_terms(task.core_question)
         lines = _lines(state["memory"])
-        shares = [coverage(line, weights) for line in lines]
+        shares = [coverage(line, weights, listed=listed) for line in lines]
         best = sorted(range(len(lines)), key=lambda i: (-shares[i], i))[: self.notes_for_answer]
         least = self.share_of_best * max(shares, default=0.0)
         return [lines[i] for i in sorted(best) if shares[i] >= least]

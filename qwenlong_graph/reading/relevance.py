@@ -18,6 +18,7 @@ from qwenlong_graph.reading.sentences import sentence_spans
 __all__ = [
     "asks_for_several",
     "coverage",
+    "listed_terms",
     "points_to",
     "question_terms",
     "sentences_of",
@@ -37,8 +38,10 @@ _SEVERAL = re.compile(
     |what\s+(?:are|were)|(?:which|what)\s+\w+s\s+(?:are|were|did|do|have|had))\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-# "X and Y", "X Y and Z".
-_NAMES_JOINED = re.compile(r"\b[^\W\d_a-z][^\W\d_]+ and [^\W\d_a-z][^\W\d_]+")
+# "X and Y", "X Y, Z and W".
+_NAME_WORDS = r"[^\W\d_a-z][\w'’-]+(?: [^\W\d_a-z][\w'’-]+)*"
+_NAMES_JOINED = re.compile(rf"\b{_NAME_WORDS}(?:, {_NAME_WORDS})*,? (?:and|or) {_NAME_WORDS}")
+_NAMES_BORDER = re.compile(r",? (?:and|or) |, ")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\u0e00-\u0eff]")
 _STOP = frozenset(
     """a about after all also am an and any are as at be because been before being between both
@@ -154,12 +157,31 @@ def term_weights(question: str, tally: Mapping[str, int]) -> dict[str, float]:
     return weights
 
 
-def coverage(sentence: str, weights: Mapping[str, float]) -> float:
-    """The weighted share (0 to 1) of the terms that `sentence` holds."""
-    total = sum(weights.values())
+def listed_terms(question: str) -> list[frozenset[str]]:
+    """The terms of each name in a list of names ("Anna Lind, Bela and Cora Finch")."""
+    return [
+        frozenset(question_terms(name))
+        for names in _NAMES_JOINED.findall(question)
+        for name in _NAMES_BORDER.split(names)
+    ]
+
+
+def coverage(
+    sentence: str, weights: Mapping[str, float], *, listed: Iterable[frozenset[str]] = ()
+) -> float:
+    """The weighted share (0 to 1) of the terms that `sentence` holds.
+
+    Of the `listed` names a sentence need hold only one: each has its own sentence, as a rule.
+    """
+    held = _held(weights, sentence)
+    others: set[str] = set()
+    names = list(listed)
+    if any(name & held for name in names):
+        others = {term for name in names if not name & held for term in name} - held
+    total = sum(weight for term, weight in weights.items() if term not in others)
     if total <= 0:
         return 0.0
-    return sum(weights[term] for term in _held(weights, sentence)) / total
+    return sum(weights[term] for term in held) / total
 
 
 def points_to(

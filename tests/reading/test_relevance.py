@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from qwenlong_graph.reading.relevance import (
     asks_for_several,
     coverage,
+    listed_terms,
     points_to,
     question_terms,
     sentences_of,
@@ -95,3 +96,28 @@ def test_sentences_are_trimmed_ordered_and_lose_no_word(text):
 )
 def test_a_question_for_several_things_is_told_by_its_words(question, is_for_several):
     assert asks_for_several(question) is is_for_several
+
+
+LISTING = "What did Ada Kell, Ben Moss, Cora Finch and Dan Pike bring to the picnic at Marlow?"
+
+
+def test_listed_names_are_told_apart():
+    assert listed_terms(LISTING) == [
+        {"ada", "kell"},
+        {"ben", "moss"},
+        {"cora", "finch"},
+        {"dan", "pike"},
+    ]
+    assert listed_terms("Which ship did Ada Kell sell?") == []
+    assert listed_terms("Did Kell or Moss pay?") == [{"kell"}, {"moss"}]
+
+
+def test_a_sentence_needs_only_one_of_the_names_listed():
+    sentence = "Ben Moss brought a lantern to the picnic at Marlow."
+    alone = coverage(sentence, weights(LISTING))
+    listed = coverage(sentence, weights(LISTING), listed=listed_terms(LISTING))
+    assert alone < 0.5 < 0.8 < listed
+    other = "Somebody else came to the picnic at Marlow."
+    assert coverage(other, weights(LISTING), listed=listed_terms(LISTING)) == coverage(
+        other, weights(LISTING)
+    )
