@@ -61,7 +61,7 @@ PASSAGES_TOKENS = CHUNK_TOKENS - 20
 """BM25 fills as much of a prompt as one chunk does."""
 
 PASSAGE_WORDS = 80
-PACKAGES = ("qwenlong-graph", "langgraph", "xllamacpp", "bm25s")
+PACKAGES = ("qwenlong-graph", "langgraph", "xllamacpp", "gguf", "bm25s")
 
 
 @dataclass(frozen=True, kw_only=True)

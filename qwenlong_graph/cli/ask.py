@@ -445,7 +445,10 @@ def _connected(ask: Ask, progress: Progress) -> ConnectedModel:
 
         progress.working("Verifying the embedded model")
         # Fetched here rather than by `connect`, so that there is one progress display, not two.
-        embedded_model_path(progress=progress.fetching)
+        embedded_model_path(
+            progress=progress.fetching,
+            converting=lambda *_: progress.working("Converting the embedded model, once"),
+        )
     name = "the embedded model" if ask.model == "embedded" else ask.model
     progress.working(f"Connecting to {name}" if is_server else f"Starting {name}")
     return connect(

