@@ -109,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             is_control = re.fullmatch(r"<\|im_\w+\|>", text) and body.get("parse_special")
             count = 1 if is_control else len(re.findall(r"\w+|[^\w\s]", text))
             return self._send({"tokens": list(range(count))})
+        if not self.path.endswith("/chat/completions"):
+            return self._send({"error": {"message": "no such address"}}, status=404)
         prompt = body["messages"][-1]["content"]
         with self.server.is_asked:
             self.server.prompts.append(prompt)

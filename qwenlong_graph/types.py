@@ -133,6 +133,7 @@ class UnsupportedClaim(TypedDict):
 class Usage(TypedDict):
     """What a run has cost so far; tokens as the server reports them, else counted here.
 
+    `reasoning_tokens` are those of `output_tokens` that were thoughts.
     `unread` chunks got no usable reply; the first hundred of them are in `unread_spans`.
     """
 
@@ -141,5 +142,6 @@ class Usage(TypedDict):
     retries: int
     input_tokens: int
     output_tokens: int
+    reasoning_tokens: int
     unread: int
     unread_spans: list[Span]

@@ -266,6 +266,8 @@ class PlainProgress:
             self._tell(_DRAINING)
         elif kind == "server_failed":
             self._tell(_server_failed(event))
+        elif kind == "waiting_for_server":
+            self._tell(_waiting(event))
         elif kind == "journal_moved":
             self._tell(_journal_moved(event))
         elif kind == "answered":
@@ -332,6 +334,8 @@ class LiveProgress:
             self._console.print(Text(_DRAINING, style="yellow"))
         elif event["type"] == "server_failed":
             self._console.print(Text(_server_failed(event), style="yellow"))
+        elif event["type"] == "waiting_for_server":
+            self._console.print(Text(_waiting(event), style="yellow"))
         elif event["type"] == "journal_moved":
             self._console.print(Text(_journal_moved(event), style="yellow"))
         elif event["type"] == "answered":
@@ -380,6 +384,14 @@ def _megabytes(done_bytes: int, total_bytes: int) -> str:
 
 def _server_failed(event: Mapping[str, Any]) -> str:
     return f"{printable(event['message'])} Trying again; what was read is kept meanwhile."
+
+
+def _waiting(event: Mapping[str, Any]) -> str:
+    return (
+        f"Waiting for {printable(event['server'])} ({printable(event['found'])}), "
+        f"{event['seconds'] / 60:.0f} of at most {event['timeout_s'] / 60:.0f} minutes; what was "
+        f"read is kept."
+    )
 
 
 def _journal_moved(event: Mapping[str, Any]) -> str:

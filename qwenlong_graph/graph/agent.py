@@ -50,10 +50,10 @@ DEFAULT_RETRY_POLICY = RetryPolicy(
     initial_interval=1.0,
     backoff_factor=2.0,
     max_interval=60.0,
-    max_attempts=6,
+    max_attempts=8,
     retry_on=is_retryable,
 )
-"""A server that is away or overloaded is asked again for about a minute; nothing else is."""
+"""A server that is away or overloaded is asked again for about two minutes; nothing else is."""
 
 # The loop ends by itself, since each step moves the cursor forward; a host's limit of 25 counts
 # turns of an agent and would cut a document off. langchain-core writes 25 into every config.

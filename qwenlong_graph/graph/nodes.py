@@ -33,6 +33,7 @@ from qwenlong_graph.graph.forms import AnswerForm
 from qwenlong_graph.graph.state import MemoryState, pack_evidence, unpack_evidence
 from qwenlong_graph.models.calls import aask, ask, is_retryable
 from qwenlong_graph.models.connect import ConnectedModel
+from qwenlong_graph.models.limiter import HEALTH_TIMEOUT_S, Waiting
 from qwenlong_graph.reading.answers import check_answer, find_support
 from qwenlong_graph.reading.budget import Budget, ReadingSettings, derive_budget
 from qwenlong_graph.reading.evidence import SourceText, unverified_lines
@@ -43,6 +44,8 @@ from qwenlong_graph.reading.loop import (
     Steps,
     advance,
     answer_steps,
+    call_loop_span,
+    call_penalty,
     call_seed,
     decompose_steps,
     drive,
@@ -81,6 +84,7 @@ Body = Callable[[MemoryState, Emit], Steps[dict[str, Any]]]
 _UNREAD_LISTED = 100
 _TITLE_TOKENS = 64
 _BEFORE_CHARS = 1_000
+_WAIT_TOLD_S = 60
 
 
 class ReadingNodes:
@@ -140,7 +144,14 @@ class ReadingNodes:
         instructions = (state.get("instructions") or "").strip()
         task = self.task(question, instructions)
         usage = Usage(
-            steps=0, calls=0, retries=0, input_tokens=0, output_tokens=0, unread=0, unread_spans=[]
+            steps=0,
+            calls=0,
+            retries=0,
+            input_tokens=0,
+            output_tokens=0,
+            reasoning_tokens=0,
+            unread=0,
+            unread_spans=[],
         )
         core_question = question
         strategy = self._strategy(collection, task)
@@ -213,7 +224,7 @@ class ReadingNodes:
         chunk = self._chunk(state, span, text, reference, len(references))
         before = _reading_state(state)
         held = self._quotes(references, before["evidence"])
-        usage = state["usage"].copy()
+        usage = _usage(state)
         update = yield from _counted(
             update_steps(
                 task,
@@ -245,7 +256,7 @@ class ReadingNodes:
                 "evidence_added": update.evidence_added,
                 "evidence": len(update.state["evidence"]),
                 **_change(before, update.state),
-                **_spent(state["usage"], usage),
+                **_spent(_usage(state), usage),
                 "seconds": round(time.monotonic() - began, 3),
             }
         )
@@ -261,7 +272,7 @@ class ReadingNodes:
     def _finalize(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
         task = self._task_of(state)
         references = self._references(state)
-        usage = state["usage"].copy()
+        usage = _usage(state)
         emit({"type": "finalizing", "step": state["step"], "steps": state["step"]})
         validate = self.form.validate if self.form else None
         schema = self.form.schema if self.form else None
@@ -336,7 +347,7 @@ class ReadingNodes:
             with _told(emit):
                 accepted = self._accepted(state) if accepts(config) else {}
                 steps = body(_with(state, accepted), emit)
-                return {**accepted, **drive(steps, lambda request: self._ask(request, config))}
+                return {**accepted, **drive(steps, lambda asked: self._ask(asked, config, emit))}
 
         async def arun(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
             # Reading files, counting over HTTP and aligning evidence would block the event loop.
@@ -348,25 +359,31 @@ class ReadingNodes:
                 steps = body(_with(state, accepted), emit)
                 request = await asyncio.to_thread(advance, steps)
                 while isinstance(request, Request):
-                    reply = await self._aask(request, config)
+                    reply = await self._aask(request, config, emit)
                     request = await asyncio.to_thread(advance, steps, reply)
                 return {**accepted, **request.result}
 
         return RunnableLambda(run, arun, name=name)
 
-    def _ask(self, request: Request, config: RunnableConfig) -> Reply:
-        return ask(self.model, request.messages, **self._call(request), config=config)
+    def _ask(self, request: Request, config: RunnableConfig, emit: Emit) -> Reply:
+        return ask(self.model, request.messages, **self._call(request, emit), config=config)
 
-    async def _aask(self, request: Request, config: RunnableConfig) -> Reply:
-        return await aask(self.model, request.messages, **self._call(request), config=config)
+    async def _aask(self, request: Request, config: RunnableConfig, emit: Emit) -> Reply:
+        return await aask(self.model, request.messages, **self._call(request, emit), config=config)
 
-    def _call(self, request: Request) -> dict[str, Any]:
+    def _call(self, request: Request, emit: Emit) -> dict[str, Any]:
         return {
             "max_tokens": request.max_tokens,
             "temperature": self.settings.temperature,
             "top_p": self.settings.top_p,
             "seed": call_seed(self.settings.seed, step=request.step, attempt=request.attempt),
+            "repetition_penalty": call_penalty(
+                request.loops, is_greedy=self.settings.temperature == 0
+            ),
+            "loop_span": call_loop_span(request.loops),
             "response_schema": request.response_schema,
+            "patience_s": HEALTH_TIMEOUT_S,
+            "on_wait": _WaitTold(emit),
         }
 
     def task(self, core_question: str, instructions: str) -> ReadingTask:
@@ -386,6 +403,7 @@ class ReadingNodes:
                 window=self.model.window,
                 frame_tokens=self._frame(),
                 question_tokens=question_tokens,
+                template_tokens=self.model.template_tokens,
             ),
             count_tokens=count_cleaned,
             special_tokens=self.model.special_tokens,
@@ -604,6 +622,27 @@ def _told(emit: Emit) -> Iterator[None]:
         raise
 
 
+class _WaitTold:
+    """Tells that a server is waited for: at first, and then once a minute."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._next_s = 0.0
+
+    def __call__(self, waiting: Waiting) -> None:
+        if waiting.waited_s >= self._next_s:
+            self._next_s = waiting.waited_s + _WAIT_TOLD_S
+            self._emit(
+                {
+                    "type": "waiting_for_server",
+                    "server": waiting.server,
+                    "found": waiting.found,
+                    "seconds": round(waiting.waited_s, 1),
+                    "timeout_s": waiting.timeout_s,
+                }
+            )
+
+
 def _reading_state(state: MemoryState) -> ReadingState:
     return ReadingState(
         memory=state["memory"],
@@ -632,6 +671,11 @@ def _place(piece: Evidence) -> tuple[int, int, int]:
     return piece["document"], piece["start_char"], piece["end_char"]
 
 
+def _usage(state: MemoryState) -> Usage:
+    """A copy of what a run has cost so far; a checkpoint of before may not tell of thoughts."""
+    return cast("Usage", {"reasoning_tokens": 0, **state["usage"]})
+
+
 def _spent(before: Usage, after: Usage) -> dict[str, int]:
     """What a step cost."""
     return {
@@ -639,6 +683,7 @@ def _spent(before: Usage, after: Usage) -> dict[str, int]:
         "retries": after["retries"] - before["retries"],
         "input_tokens": after["input_tokens"] - before["input_tokens"],
         "output_tokens": after["output_tokens"] - before["output_tokens"],
+        "reasoning_tokens": after["reasoning_tokens"] - before["reasoning_tokens"],
     }
 
 
@@ -673,8 +718,14 @@ def _counted(
             if reply.input_tokens is None
             else reply.input_tokens
         )
+        thoughts = reply.reasoning_tokens
+        if thoughts is None:
+            thoughts = count_tokens(reply.thoughts)
+        usage["reasoning_tokens"] += thoughts
         usage["output_tokens"] += (
-            count_tokens(reply.text) if reply.output_tokens is None else reply.output_tokens
+            thoughts + count_tokens(reply.text)
+            if reply.output_tokens is None
+            else reply.output_tokens
         )
         request = advance(steps, reply)
     return request.result

@@ -6,12 +6,14 @@ to translate an error of another.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import inspect
 import re
-from collections.abc import Sequence
+import weakref
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qwenlong_graph.errors import (
     ContextOverflowError,
@@ -20,12 +22,24 @@ from qwenlong_graph.errors import (
     ModelRefusedError,
     ModelUnavailableError,
 )
+from qwenlong_graph.models.limiter import (
+    Limiter,
+    Waiting,
+    await_until_healthy,
+    limiter_for,
+    retry_after_s,
+    server_of,
+    wait_until_healthy,
+)
+from qwenlong_graph.models.thoughts import telling_thoughts, thoughts_of
 from qwenlong_graph.reading.loop import Reply
+from qwenlong_graph.reading.repetition import SPAN, RepetitionDetector
+from qwenlong_graph.reading.replies import split_thoughts
 from qwenlong_graph.types import Message
 
 if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
-    from langchain_core.messages import AIMessage
+    from langchain_core.messages import AIMessage, UsageMetadata
     from langchain_core.runnables import RunnableConfig
 
     from qwenlong_graph.models.connect import ConnectedModel
@@ -41,32 +55,66 @@ def ask(
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    repetition_penalty: float | None = None,
+    loop_span: int = SPAN,
     stop: Sequence[str] | None = None,
     response_schema: dict[str, Any] | None = None,
     config: RunnableConfig | None = None,
+    patience_s: float = 0,
+    on_wait: Callable[[Waiting], object] | None = None,
 ) -> Reply:
     """The model's reply to `messages`. None leaves a parameter at the model's own value.
 
-    `response_schema` (a JSON schema) constrains the reply where the chat model can; elsewhere it
-    is left out, so the reply still has to be checked. Raises the `ModelError`s of `translate`;
-    any other exception passes untouched.
+    A long reply is streamed where chat model and server can. The stream is closed as soon as it
+    repeats itself without end over `loop_span` words, which frees the server for the next one; the
+    reply says so. `repetition_penalty` and `response_schema` (a JSON schema) are left out where
+    the chat model does not take them, so the reply still has to be checked.
+
+    Requests to one server share its limiter. Where a server fails, it is waited for up to
+    `patience_s` seconds before the error is raised, so that a retry finds it there again;
+    `on_wait` is told of it.
+
+    Raises the `ModelError`s of `translate`, and `RunChangedError` where the server came back with
+    another model; any other exception passes untouched.
     """
     chat, keywords = _prepared(
-        model.chat, max_tokens, temperature, top_p, seed, response_schema=response_schema
+        model,
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        repetition_penalty,
+        response_schema=response_schema,
     )
+    keywords["stop"] = list(stop) if stop else None
+    given = [dict(message) for message in messages]
+    limiter = _limiter_of(model)
+    hearing = _Hearing(model, loop_span)
     try:
-        message = chat.invoke(
-            [dict(message) for message in messages],
-            config,
-            stop=list(stop) if stop else None,
-            **keywords,
-        )
+        with limiter.slot() if limiter else contextlib.nullcontext():
+            if _is_streamed(model, chat, max_tokens):
+                chunks = cast("Generator[AIMessage]", chat.stream(given, config, **keywords))
+                with _counting_empty_streams(model), contextlib.closing(chunks):
+                    for chunk in chunks:
+                        if hearing.take(chunk):
+                            break
+            if not hearing.has_begun:
+                hearing.take(chat.invoke(given, config, **keywords))
+        reply = hearing.reply()
     except Exception as error:
-        translated = translate(error, model=model.model_name)
-        if translated is None:
+        failure = _failure(error, model, limiter)
+        if failure is None:
             raise
-        raise translated from error
-    return _reply(message, model)
+        if _waits_for(model, failure, patience_s):
+            with _in_vain():
+                wait_until_healthy(_server(model), timeout_s=patience_s, on_wait=on_wait)
+            model.check_unchanged()
+        if failure is error:
+            raise
+        raise failure from error
+    if limiter:
+        limiter.succeeded()
+    return reply
 
 
 async def aask(
@@ -77,51 +125,192 @@ async def aask(
     temperature: float | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    repetition_penalty: float | None = None,
+    loop_span: int = SPAN,
     stop: Sequence[str] | None = None,
     response_schema: dict[str, Any] | None = None,
     config: RunnableConfig | None = None,
+    patience_s: float = 0,
+    on_wait: Callable[[Waiting], object] | None = None,
 ) -> Reply:
     """`ask`, without blocking the event loop."""
     chat, keywords = _prepared(
-        model.chat, max_tokens, temperature, top_p, seed, response_schema=response_schema
+        model,
+        max_tokens,
+        temperature,
+        top_p,
+        seed,
+        repetition_penalty,
+        response_schema=response_schema,
     )
+    keywords["stop"] = list(stop) if stop else None
+    given = [dict(message) for message in messages]
+    limiter = _limiter_of(model)
+    hearing = _Hearing(model, loop_span)
     try:
-        message = await chat.ainvoke(
-            [dict(message) for message in messages],
-            config,
-            stop=list(stop) if stop else None,
-            **keywords,
-        )
+        async with limiter.aslot() if limiter else contextlib.nullcontext():
+            if _is_streamed(model, chat, max_tokens):
+                chunks = cast("AsyncGenerator[AIMessage]", chat.astream(given, config, **keywords))
+                with _counting_empty_streams(model):
+                    async with contextlib.aclosing(chunks):
+                        async for chunk in chunks:
+                            if hearing.take(chunk):
+                                break
+            if not hearing.has_begun:
+                hearing.take(await chat.ainvoke(given, config, **keywords))
+        reply = hearing.reply()
     except Exception as error:
-        translated = translate(error, model=model.model_name)
-        if translated is None:
+        failure = _failure(error, model, limiter)
+        if failure is None:
             raise
-        raise translated from error
-    return _reply(message, model)
+        if _waits_for(model, failure, patience_s):
+            with _in_vain():
+                await await_until_healthy(_server(model), timeout_s=patience_s, on_wait=on_wait)
+            await asyncio.to_thread(model.check_unchanged)
+        if failure is error:
+            raise
+        raise failure from error
+    if limiter:
+        limiter.succeeded()
+    return reply
 
 
 def is_retryable(error: BaseException) -> bool:
     """Whether the same call may succeed later: for the `retry_on` of a LangGraph `RetryPolicy`."""
     found = translate(error) or error
-    return isinstance(found, ModelUnavailableError | ModelOverloadedError)
+    is_passing = isinstance(found, ModelUnavailableError | ModelOverloadedError)
+    return is_passing and error not in _final
+
+
+# --- streams ---
+
+# A reply of fewer ends by itself soon enough; a loop is noticed after 500 to 3,000.
+STREAM_FROM_TOKENS = 2_048
+# One empty stream may be a server's bad moment; of a gateway that has no streams all are empty.
+EMPTY_STREAMS_MAX = 2
+
+_EMPTY_STREAM = "No generation chunks were returned"
+
+_empty_streams: weakref.WeakKeyDictionary[ConnectedModel, int] = weakref.WeakKeyDictionary()
+
+
+def _is_streamed(model: ConnectedModel, chat: BaseChatModel, max_tokens: int) -> bool:
+    """Whether to ask for a stream; a chat model that has none gives its reply whole even so."""
+    from langchain_core.globals import get_llm_cache
+
+    # LangChain's cache of replies serves whole ones only.
+    is_cached = bool(chat.cache) or (chat.cache is None and get_llm_cache() is not None)
+    is_known_empty = _empty_streams.get(model, 0) >= EMPTY_STREAMS_MAX
+    return max_tokens > STREAM_FROM_TOKENS and not is_cached and not is_known_empty
+
+
+@contextlib.contextmanager
+def _counting_empty_streams(model: ConnectedModel) -> Iterator[None]:
+    """Passes over LangChain's error for a stream without chunks: the caller asks once more."""
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith(_EMPTY_STREAM):
+            raise
+        _empty_streams[model] = _empty_streams.get(model, 0) + 1
+    else:
+        _empty_streams.pop(model, None)
+
+
+# --- servers: how many requests at once, and waiting for one that restarts ---
+
+
+# Raised by waiting in vain: a retry would wait as long again.
+_final: weakref.WeakSet[BaseException] = weakref.WeakSet()
+
+_limiters: weakref.WeakKeyDictionary[ConnectedModel, Limiter] = weakref.WeakKeyDictionary()
+
+
+def _limiter_of(model: ConnectedModel) -> Limiter | None:
+    """The limiter of the server that a model asks, None where there is no known server."""
+    if model not in _limiters:
+        server = server_of(model.chat)
+        if server is None:
+            return None
+        # What a chat model of the user's can take is not known.
+        limit = None if model.engine == "custom" else model.concurrency
+        _limiters[model] = limiter_for(server, limit=limit)
+    return _limiters[model]
+
+
+def _server(model: ConnectedModel) -> str:
+    return server_of(model.chat) or ""
+
+
+def _failure(error: Exception, model: ConnectedModel, limiter: Limiter | None) -> ModelError | None:
+    """What an error means, None for one that is no failure of a model; the limiter is told."""
+    failure = error if isinstance(error, ModelError) else translate(error, model=model.model_name)
+    if limiter is not None and failure is not None and _is_overload(error, failure):
+        limiter.overloaded(retry_after_s(error))
+    return failure
+
+
+def _is_overload(error: Exception, failure: ModelError) -> bool:
+    """Whether a failure tells of too many requests: 429, 503, or no answer in time."""
+    if isinstance(failure, ModelOverloadedError):
+        return True
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, Exception) and _status(cause, _body(cause)) == 503:
+            return True
+        if isinstance(cause, TimeoutError) or "Timeout" in type(cause).__name__:
+            return True
+        cause = cause.__cause__
+    return False
+
+
+def _waits_for(model: ConnectedModel, failure: ModelError, patience_s: float) -> bool:
+    """Whether the server may come back by itself; one in this process does not."""
+    return (
+        patience_s > 0
+        and isinstance(failure, ModelUnavailableError)
+        and model.release is None
+        and server_of(model.chat) is not None
+    )
+
+
+@contextlib.contextmanager
+def _in_vain() -> Iterator[None]:
+    try:
+        yield
+    except ModelUnavailableError as error:
+        _final.add(error)
+        raise
+
+
+# --- settings, and what each chat model calls them ---
 
 
 # Chat models that forward keywords of a call to the server. Others may hand them to a client that
 # knows no such argument, so theirs are set as fields of a copy instead.
 _FORWARDS_KEYWORDS = frozenset({"BaseChatOpenAI", "ChatHuggingFace"})
 _LIMIT_FIELDS = ("max_tokens", "max_output_tokens", "max_completion_tokens", "num_predict")
+# What servers behind ChatOpenAI call the repetition penalty. Others may refuse an unknown field.
+_PENALTY_FIELDS = {
+    "llama.cpp": "repeat_penalty",
+    "vllm": "repetition_penalty",
+    "sglang": "repetition_penalty",
+}
+_PENALTY_NAMES = ("repetition_penalty", "repeat_penalty")
 
 
 def _prepared(
-    chat: BaseChatModel,
+    model: ConnectedModel,
     max_tokens: int,
     temperature: float | None,
     top_p: float | None,
     seed: int | None,
+    repetition_penalty: float | None,
     *,
     response_schema: dict[str, Any] | None,
 ) -> tuple[BaseChatModel, dict[str, Any]]:
     """The chat model to call and the keywords to call it with: only those it takes."""
+    chat = telling_thoughts(model.chat)
     wanted: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -131,22 +320,29 @@ def _prepared(
     wanted = {name: value for name, value in wanted.items() if value is not None}
     lineage = {cls.__name__ for cls in type(chat).__mro__}
     named = _named_parameters(type(chat))
+    if "ChatTransformers" in lineage:
+        named |= {"repetition_penalty"}
+    fields = type(chat).model_fields
     if lineage & _FORWARDS_KEYWORDS:
-        keywords = wanted
+        keywords = dict(wanted)
     else:
         keywords = {name: value for name, value in wanted.items() if name in named}
-    if response_schema is not None:
-        response_format = {
-            "type": "json_schema",
-            "json_schema": {"name": "answer", "schema": response_schema, "strict": True},
-        }
-        if "BaseChatOpenAI" in lineage:
+    if repetition_penalty is not None:
+        known = [name for name in _PENALTY_NAMES if name in named or name in fields]
+        wanted.update(dict.fromkeys(known[:1], repetition_penalty))
+        keywords.update({name: repetition_penalty for name in known[:1] if name in named})
+    extra: dict[str, Any] = {}
+    if "BaseChatOpenAI" in lineage:
+        if repetition_penalty is not None and model.engine in _PENALTY_FIELDS:
+            extra[_PENALTY_FIELDS[model.engine]] = repetition_penalty
+        if response_schema is not None:
             # As its own argument it would make the client parse the reply, and raise where the
             # reply was cut.
-            keywords = {**keywords, "extra_body": {"response_format": response_format}}
-        elif "response_format" in named:
-            keywords = {**keywords, "response_format": response_format}
-    fields = type(chat).model_fields
+            extra["response_format"] = _response_format(response_schema)
+    elif response_schema is not None and "response_format" in named:
+        keywords["response_format"] = _response_format(response_schema)
+    if extra:
+        keywords["extra_body"] = {**(getattr(chat, "extra_body", None) or {}), **extra}
     changed = {
         name: value for name, value in wanted.items() if name not in keywords and name in fields
     }
@@ -155,35 +351,103 @@ def _prepared(
     return (chat.model_copy(update=changed) if changed else chat), keywords
 
 
+def _response_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": schema, "strict": True},
+    }
+
+
 @lru_cache(maxsize=64)
 def _named_parameters(chat_class: type[BaseChatModel]) -> frozenset[str]:
     return frozenset(inspect.signature(chat_class._generate).parameters)
 
 
+# --- replies ---
+
 _LIMIT_REASONS = frozenset({"length", "max_tokens", "MAX_TOKENS", "model_length"})
-_REASON_KEYS = ("finish_reason", "stop_reason", "done_reason")
+# "done" is Ollama's, True at the end.
+_REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "done")
 
 
-def _reply(message: AIMessage, model: ConnectedModel) -> Reply:
-    reasons = [message.response_metadata.get(key) for key in _REASON_KEYS]
-    if not any(reasons) and _speaks_openai(model.chat):
-        # A stream that the server closes early looks like a success to the client library.
-        raise ModelUnavailableError(
-            f"Calling {model.model_name}: the reply broke off before its end. "
-            "Check that the server is up and not restarting, then try again."
+class _Hearing:
+    """Takes a reply, whole or in the chunks of a stream, and listens for repetition."""
+
+    def __init__(self, model: ConnectedModel, loop_span: int) -> None:
+        self._model = model
+        self._detector = RepetitionDetector(span=loop_span)
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._usage: UsageMetadata | None = None
+        self._reasons: set[object] = set()
+        self._is_thinking_cut = False
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was taken."""
+        return bool(self._texts)
+
+    def take(self, message: AIMessage) -> bool:
+        """Whether it is heard enough: what is still to come would repeat what was said."""
+        text = message.content if isinstance(message.content, str) else str(message.text)
+        thoughts = thoughts_of(message)
+        self._texts.append(text)
+        self._thoughts.append(thoughts)
+        metadata = message.response_metadata
+        if metadata:
+            told = (metadata.get(key) for key in _REASON_KEYS)
+            self._reasons.update(reason for reason in told if reason)
+            self._is_thinking_cut |= metadata.get("is_thinking_cut") is True
+        if message.usage_metadata:
+            self._usage = _sum(self._usage, message.usage_metadata)
+        return self._detector.feed(thoughts + text if thoughts else text)
+
+    def reply(self) -> Reply:
+        """The reply as far as it was taken.
+
+        Raises `ModelUnavailableError` where it broke off.
+        """
+        is_truncated = not self._reasons.isdisjoint(_LIMIT_REASONS)
+        # What ended by itself was no loop, however monotonous.
+        is_loop = self._detector.is_loop and (is_truncated or not self._reasons)
+        if not self._reasons and not is_loop and _tells_reason(self._model.chat):
+            # A stream that the server closes early looks like a success to the client library.
+            raise ModelUnavailableError(
+                f"Calling {self._model.model_name}: the reply broke off before its end. "
+                "Check that the server is up and not restarting, then try again."
+            )
+        split = split_thoughts("".join(self._texts))
+        thoughts = "\n".join(part for part in ("".join(self._thoughts), split.thoughts) if part)
+        usage = self._usage
+        told = usage.get("output_token_details", {}).get("reasoning") if usage else None
+        is_silent = not split.answer and (is_truncated or is_loop) and bool(thoughts or told)
+        return Reply(
+            text=split.answer,
+            is_truncated=is_truncated,
+            input_tokens=usage["input_tokens"] if usage else None,
+            output_tokens=usage["output_tokens"] if usage else None,
+            thoughts=thoughts,
+            # A server that splits thoughts off need not count them.
+            reasoning_tokens=told or (None if thoughts else 0),
+            is_thinking_cut=self._is_thinking_cut or split.is_open or is_silent,
+            is_loop=is_loop,
         )
-    usage = message.usage_metadata
-    return Reply(
-        text=str(message.text),
-        input_tokens=usage["input_tokens"] if usage else None,
-        output_tokens=usage["output_tokens"] if usage else None,
-        is_truncated=any(reason in _LIMIT_REASONS for reason in reasons),
-    )
 
 
-def _speaks_openai(chat: BaseChatModel) -> bool:
-    return any(cls.__name__ == "BaseChatOpenAI" for cls in type(chat).__mro__)
+def _sum(left: UsageMetadata | None, right: UsageMetadata) -> UsageMetadata:
+    from langchain_core.messages.ai import add_usage
 
+    return add_usage(left, right)
+
+
+def _tells_reason(chat: BaseChatModel) -> bool:
+    """Whether a chat model tells why a reply ended, always."""
+    names = {cls.__name__ for cls in type(chat).__mro__}
+    is_endpoint = type(getattr(chat, "llm", None)).__name__ == "HuggingFaceEndpoint"
+    return bool(names & {"BaseChatOpenAI", "ChatOllama"}) or is_endpoint
+
+
+# --- errors ---
 
 _UNAVAILABLE_STATUS = frozenset({408, 424, 425})
 _OVERLOADED_STATUS = frozenset({429, 529})
@@ -304,7 +568,7 @@ def _status(error: Exception, body: dict[str, Any]) -> int | None:
         getattr(error, "status", None),
         body.get("code"),
     ):
-        if isinstance(found, int) and 400 <= found <= 599:
+        if isinstance(found, int) and 300 <= found <= 599:
             return found
     return None
 

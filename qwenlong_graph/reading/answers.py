@@ -27,7 +27,6 @@ __all__ = [
     "CheckedAnswer",
     "check_answer",
     "find_support",
-    "leaves_out",
     "repeats_nothing",
 ]
 
@@ -176,19 +175,6 @@ def find_support(
             )
         )
     return evidence
-
-
-def leaves_out(answer: str, *, question: str, notes: Sequence[str]) -> bool:
-    """Whether one of several notes has no word in the answer that is its own: a word which
-    stands neither in the question nor in another note."""
-    asked = set(question_terms(question))
-    said = set(question_terms(answer))
-    terms = [set(question_terms(note)) - asked for note in notes]
-    own = [
-        these - {term for other in terms[:index] + terms[index + 1 :] for term in other}
-        for index, these in enumerate(terms)
-    ]
-    return any(these and not these & said for these in own)
 
 
 def repeats_nothing(answer: str, *, question: str, quotes: Sequence[str]) -> bool:

@@ -117,7 +117,7 @@ def sliced_window(*, total_tokens: int, input_tokens: int, slice_tokens: int) ->
     which together with the prompt have to fit `total_tokens`. Within the window given here, no
     reply ends before the number of tokens that was asked for.
     """
-    return max(0, min(total_tokens - slice_tokens + 1, input_tokens + 1))
+    return max(0, min(total_tokens - slice_tokens, input_tokens))
 
 
 def derive_budget(

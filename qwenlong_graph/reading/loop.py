@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from qwenlong_graph.reading.answers import leaves_out, repeats_nothing
+from qwenlong_graph.reading.answers import repeats_nothing
 from qwenlong_graph.reading.budget import REPAIR_TOKENS
 from qwenlong_graph.reading.claims import unsupported_claims
 from qwenlong_graph.reading.evidence import SourceText
@@ -34,6 +34,7 @@ from qwenlong_graph.reading.protocols import (
     Update,
 )
 from qwenlong_graph.reading.relevance import asks_for_several
+from qwenlong_graph.reading.repetition import SPAN
 from qwenlong_graph.reading.replies import BadReply, parse_decomposition, without_thoughts
 from qwenlong_graph.types import Message
 
@@ -46,6 +47,8 @@ __all__ = [
     "Validate",
     "advance",
     "answer_steps",
+    "call_loop_span",
+    "call_penalty",
     "call_seed",
     "decompose_steps",
     "drive",
@@ -63,7 +66,10 @@ Validate = Callable[[str], Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One call to a model. `reason` says why an earlier attempt was not good enough."""
+    """One call to a model. `reason` says why an earlier attempt was not good enough.
+
+    `loops` is how many earlier attempts repeated themselves without end.
+    """
 
     messages: list[Message]
     max_tokens: int
@@ -71,20 +77,28 @@ class Request:
     step: int
     attempt: int = 0
     reason: str = ""
+    loops: int = 0
     response_schema: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What the model said. `is_truncated`: it stopped at its limit of tokens.
+    """What the model said: `text` is its answer, `thoughts` what it thought before, if told apart.
 
-    Token counts are the server's, None where it reports none.
+    `is_truncated`: it stopped at its limit of tokens. `is_thinking_cut`: it ended inside its
+    thoughts. `is_loop`: it was stopped, because it repeated itself without end. Token counts are
+    the server's, None where it reports none; `reasoning_tokens` are those of `output_tokens` that
+    are thoughts.
     """
 
     text: str
     is_truncated: bool = False
     input_tokens: int | None = None
     output_tokens: int | None = None
+    thoughts: str = ""
+    reasoning_tokens: int | None = None
+    is_thinking_cut: bool = False
+    is_loop: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +130,26 @@ def call_seed(seed: int, *, step: int, attempt: int) -> int:
     return int.from_bytes(digest[:4], "big") >> 1
 
 
+def call_loop_span(loops: int) -> int:
+    """The words over which a reply must repeat itself to be closed, after `loops` that were.
+
+    Each one makes it less likely that the next is a loop, and more that the text is monotonous.
+    """
+    return SPAN << 2 * min(loops, 2)
+
+
+REPETITION_PENALTY = 1.05
+"""Enough to leave a loop, and too little to change a memory that copies its names and figures."""
+
+
+def call_penalty(loops: int, *, is_greedy: bool) -> float | None:
+    """The repetition penalty of a call after `loops` attempts that repeated themselves.
+
+    At first another seed is enough; greedy decoding would take no notice of it.
+    """
+    return REPETITION_PENALTY if loops > (0 if is_greedy else 1) else None
+
+
 def start_state() -> ReadingState:
     """The state before the first chunk."""
     return ReadingState(memory="", plan="", evidence=[], tally={})
@@ -145,7 +179,8 @@ def decompose_steps(question: str, *, task: ReadingTask) -> Steps[tuple[str, str
         purpose="decompose",
         step=-1,
     )
-    split = None if reply.is_truncated else parse_decomposition(reply.text, question=question)
+    is_whole = not (reply.is_truncated or reply.is_thinking_cut or reply.is_loop)
+    split = parse_decomposition(reply.text, question=question) if is_whole else None
     return split or (question, "")
 
 
@@ -159,7 +194,8 @@ def update_steps(
     attempts: int = 3,
 ) -> Steps[Update]:
     """Reads one chunk (Eq. 5). After `attempts` unusable replies the old memory is kept as it is
-    and the update says so ("kept")."""
+    and the update says so ("kept"). Each attempt has another seed, and more room where the one
+    before was cut."""
     request = Request(
         messages=protocol.update_messages(task, state, chunk),
         max_tokens=task.budget.output_tokens,
@@ -168,18 +204,21 @@ def update_steps(
     )
     for attempt in range(attempts):
         reply = yield request
+        is_last_attempt = attempt == attempts - 1
         try:
+            # The last time, a memory may be used that was whole before the repetition began.
+            _check_is_whole(reply, request, allows_loop=is_last_attempt)
             return protocol.apply_reply(
                 task,
                 state,
                 chunk,
                 reply.text,
                 held=held,
-                is_truncated=reply.is_truncated,
-                is_last_attempt=attempt == attempts - 1,
+                is_truncated=reply.is_truncated or reply.is_loop,
+                is_last_attempt=is_last_attempt,
             )
         except BadReply as bad:
-            request = replace(request, attempt=attempt + 1, reason=bad.reason)
+            request = _next_attempt(task, request, reply, bad.reason)
     return Update(state, "kept")
 
 
@@ -198,8 +237,9 @@ def answer_steps(
 
     An empty memory has no answer, and nobody is asked to invent one. Under "extract" an answer
     that never ends, claims what no quote holds, or says nothing of what they hold is replaced by
-    the best quotes: a small model finds better than it tells. So is one that takes up only some
-    of them where the question asks for several things.
+    the best quotes: a small model finds better than it tells. Where the question asks for several
+    things and several quotes bear on it, it is not asked at all: it would tell one of them, or mix
+    them.
 
     Raises:
         BadReply: no usable answer after all attempts.
@@ -211,8 +251,9 @@ def answer_steps(
     if not isinstance(protocol, ExtractProtocol) or validate is not None:
         return (yield from steps)
     notes = protocol.best_notes(task, state)
-    is_for_several = asks_for_several(task.core_question)
-    quoted = Answer("\n".join(notes if is_for_several else notes[:3]), is_quoted=True)
+    if len(notes) > 1 and asks_for_several(task.core_question):
+        return Answer("\n".join(notes), is_quoted=True)
+    quoted = Answer("\n".join(notes[:3]), is_quoted=True)
     try:
         answer = yield from steps
     except BadReply:
@@ -222,7 +263,6 @@ def answer_steps(
         any(claim["status"] == "unsupported" for claim in claims)
         or says_not_found(answer.text)
         or repeats_nothing(answer.text, question=task.core_question, quotes=quotes)
-        or (is_for_several and leaves_out(answer.text, question=task.core_question, notes=notes))
     ):
         return quoted
     return answer
@@ -266,19 +306,17 @@ def _final_steps(
         response_schema=response_schema,
     )
     is_repaired = False
-    reason = ""
-    for attempt in range(max(attempts, 2 if validate else 1)):
-        reply = yield replace(request, attempt=attempt, reason=reason)
+    for _ in range(max(attempts, 2 if validate else 1)):
+        reply = yield request
         try:
+            _check_is_whole(reply, request)
             text = without_thoughts(reply.text)
+            if not text:
+                raise BadReply("the answer was empty")
+            if reply.is_truncated:
+                raise BadReply(f"the answer was cut off at {request.max_tokens} tokens")
         except BadReply as bad:
-            reason = bad.reason
-            continue
-        if not text:
-            reason = "the answer was empty"
-            continue
-        if reply.is_truncated:
-            reason = f"the answer was cut off at {request.max_tokens} tokens"
+            request = _next_attempt(task, request, reply, bad.reason)
             continue
         if validate is None or says_not_found(text):
             return Answer(text)
@@ -288,13 +326,47 @@ def _final_steps(
             return Answer(json.dumps(value, ensure_ascii=False), value)
         except ValueError as error:
             reason = f"the answer does not have the requested form: {error}"
+            request = _next_attempt(task, request, reply, reason)
             if is_repaired:
                 break
             is_repaired = True
-            request = replace(
-                request, messages=_repair(task, request, reply=text, problem=str(error))
-            )
-    raise BadReply(reason)
+            request = replace(request, max_tokens=task.budget.answer_tokens)
+            messages = _repair(task, request, reply=text, problem=str(error))
+            request = replace(request, messages=messages)
+    raise BadReply(request.reason)
+
+
+def _check_is_whole(reply: Reply, request: Request, *, allows_loop: bool = False) -> None:
+    """Raises `BadReply` where a reply ended inside its thoughts, or only because it was stopped."""
+    what = "thinking" if reply.is_thinking_cut else "the reply"
+    if reply.is_loop and (reply.is_thinking_cut or not allows_loop):
+        raise BadReply(f"{what} repeated itself without end")
+    if reply.is_thinking_cut and reply.is_truncated:
+        raise BadReply(f"thinking was cut off at {request.max_tokens} tokens")
+    if reply.is_thinking_cut:
+        raise BadReply("thinking was not finished")
+
+
+def _next_attempt(task: ReadingTask, request: Request, reply: Reply, reason: str) -> Request:
+    """The same request once more: another seed, more room where the reply was cut."""
+    max_tokens = request.max_tokens
+    if reply.is_truncated and not reply.is_loop:
+        max_tokens = max(max_tokens, min(2 * max_tokens, _room(task, request)))
+    return replace(
+        request,
+        attempt=request.attempt + 1,
+        reason=reason,
+        loops=request.loops + reply.is_loop,
+        max_tokens=max_tokens,
+    )
+
+
+def _room(task: ReadingTask, request: Request) -> int:
+    """The tokens that the window leaves to the reply."""
+    content = sum(task.count_tokens(message["content"]) for message in request.messages)
+    # The chat template's frame, and slack, for counts do not add up over joins; generously, since
+    # a prompt that overflows would end the reading.
+    return task.budget.window - content - 256 - task.budget.window // 100
 
 
 def _repair(task: ReadingTask, request: Request, *, reply: str, problem: str) -> list[Message]:

@@ -34,7 +34,7 @@ _WORD = re.compile(r"\d[\d.,:/-]*\d|\d|[^\W\d_]+(?:['’][^\W\d_]+)?")
 _NAME = re.compile(r"(?<=[^\s.?!][ \n(\"'“‘])[^\W\d_a-z][^\W_]+|\d[\d.,:/-]*\d")
 _RARE_NAME_SENTENCES = 3
 _SEVERAL = re.compile(
-    r"""\b(?:each|every|all|both|respectively|list|two|three|four|five|six|seven|eight|nine|ten
+    r"""\b(?:(?:each|every)(?!\s+(?:day|night|morning|evening|week|month|year|hour|time))|all|both|respectively|list|two|three|four|five|six|seven|eight|nine|ten
     |what\s+(?:are|were)|(?:which|what)\s+\w+s\s+(?:are|were|did|do|have|had))\b""",
     re.IGNORECASE | re.VERBOSE,
 )

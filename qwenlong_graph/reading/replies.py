@@ -17,10 +17,12 @@ from qwenlong_graph.reading.relevance import question_terms
 
 __all__ = [
     "BadReply",
+    "SplitReply",
     "UpdateReply",
     "parse_decomposition",
     "parse_json",
     "parse_update",
+    "split_thoughts",
     "trim_to_tokens",
     "without_thoughts",
 ]
@@ -37,6 +39,8 @@ _PLACEHOLDER = re.compile(
     r"(?: yet| so far| found)?[\s.)]*",
     re.IGNORECASE,
 )
+# A reply begins with a sentence at most before its first element; thoughts are longer.
+_LEAD_IN_CHARS = 400
 
 
 class BadReply(Exception):
@@ -59,21 +63,46 @@ class UpdateReply:
     kind: str
 
 
-def without_thoughts(text: str) -> str:
-    """What follows the last `</think>`, without the zero-width characters that prompts add.
+@dataclass(frozen=True)
+class SplitReply:
+    """A reply in two: its thoughts, without their tags, and what follows them.
+
+    `is_open`: thinking was begun and not ended, so that nothing follows.
+    """
+
+    thoughts: str
+    answer: str
+    is_open: bool = False
+
+
+def split_thoughts(text: str) -> SplitReply:
+    """Parts a reply at the last `</think>`; zero-width characters that prompts add are left out.
 
     A template may open `<think>` itself, so the opening tag need not be there.
+    """
+    thoughts = ""
+    closings = list(_THINK_CLOSE.finditer(text))
+    if closings:
+        thoughts, text = text[: closings[-1].start()], text[closings[-1].end() :]
+        thoughts = thoughts.strip()
+        if opening := _THINK_OPEN.match(thoughts):
+            thoughts = thoughts[opening.end() :].strip()
+    text = text.replace(SPLITTER, "").strip()
+    if opening := _THINK_OPEN.match(text):
+        return SplitReply(f"{thoughts}\n{text[opening.end() :]}".strip(), "", is_open=True)
+    return SplitReply(thoughts, text)
+
+
+def without_thoughts(text: str) -> str:
+    """What follows the last `</think>`, without the zero-width characters that prompts add.
 
     Raises:
         BadReply: thinking was opened and not closed: there is no answer in this reply.
     """
-    closings = list(_THINK_CLOSE.finditer(text))
-    if closings:
-        text = text[closings[-1].end() :]
-    text = text.replace(SPLITTER, "").strip()
-    if _THINK_OPEN.match(text):
+    split = split_thoughts(text)
+    if split.is_open:
         raise BadReply("thinking was not finished")
-    return text
+    return split.answer
 
 
 def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> UpdateReply:
@@ -90,7 +119,10 @@ def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> 
     if not body.strip():
         raise BadReply("the reply was empty")
     unclosed = body.lower().rfind("<memory>") > body.lower().rfind("</memory>")
-    if is_truncated and unclosed:
+    # A model whose template opens `<think>`, cut while thinking, leaves no tag at all: what looks
+    # like its memory is a draft.
+    is_draft = body.lower().find("<memory>") > _LEAD_IN_CHARS
+    if is_truncated and (unclosed or is_draft):
         raise BadReply("the reply was cut off")
     memory = _element(body, "memory", example=EXAMPLE_MEMORY)
     if memory is None:

@@ -54,6 +54,13 @@ RESUMED = {
 }
 MOVED = {"type": "journal_moved", "moved_to": "/runs/night/journal.damaged-1"}
 RETRY = {"type": "retry", "step": 0, "attempt": 1, "reason": "the reply was empty"}
+WAITING = {
+    "type": "waiting_for_server",
+    "server": "http://127.0.0.1:8080",
+    "found": "connection refused",
+    "seconds": 119.0,
+    "timeout_s": 900.0,
+}
 ANSWERED = {"type": "answered", "found": True, "is_quoted": False}
 
 
@@ -193,6 +200,17 @@ class TestPlain:
             progress.event(event)
         assert not {"\x1b", "\x07"} & set(shown.file.getvalue())
         assert "[bold]" in shown.file.getvalue()
+
+
+    def test_waiting_for_a_server_is_told_with_how_long_it_may_be(self):
+        shown = console(200)
+        PlainProgress(shown).event(WAITING)
+        assert shown.file.getvalue() == (
+            "Waiting for http://127.0.0.1:8080 (connection refused), 2 of at most 15 minutes; "
+            "what was read is kept.\n"
+        )
+        LiveProgress(shown).event(WAITING)
+        assert shown.file.getvalue().count("2 of at most 15 minutes") == 2
 
 
 class TestLive:

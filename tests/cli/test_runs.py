@@ -135,7 +135,8 @@ def test_the_journal_has_one_line_for_each_chunk(run, start, long_document, jour
     assert {key for entry in updates for key in entry} == {
         "type", "step", "steps", "document", "document_index", "start_char", "end_char", "reply",
         "memory_tokens", "evidence_added", "evidence", "lines_added", "lines_removed",
-        "places_added", "calls", "retries", "input_tokens", "output_tokens", "seconds",
+        "places_added", "calls", "retries", "input_tokens", "output_tokens", "reasoning_tokens",
+        "seconds",
     }  # fmt: skip
     (found,) = [entry for entry in updates if entry["evidence_added"]]
     (place,) = told["citations"]

@@ -67,7 +67,10 @@ def greedy(count: Callable[[str], int], *, window: int, wrong: str):
             return LINE
         return wrong
 
-    return scripted(reply, window=window, count_tokens=count)
+    model = scripted(reply, window=window, count_tokens=count)
+    # In a stream the wrong answers would be taken for loops, and closed.
+    model.chat.disable_streaming = True
+    return model
 
 
 def read(model, tmp_path, text: str, *, question: str = QUESTION, **given: Any) -> dict[str, Any]:

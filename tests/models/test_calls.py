@@ -11,8 +11,8 @@ import openai
 import pytest
 from langchain_core.language_models import FakeListChatModel
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langgraph.errors import GraphBubbleUp, GraphRecursionError
 from pydantic import Field
 
@@ -23,11 +23,15 @@ from qwenlong_graph.errors import (
     ModelOverloadedError,
     ModelRefusedError,
     ModelUnavailableError,
+    RunChangedError,
 )
-from qwenlong_graph.models.calls import aask, ask, is_retryable, translate
-from qwenlong_graph.models.connect import connect
-from qwenlong_graph.testing.scripted import scripted
-from tests.models.stub_server import Answer, completion, stub_server
+from qwenlong_graph.models.calls import STREAM_FROM_TOKENS, aask, ask, is_retryable, translate
+from qwenlong_graph.models.connect import COMMON_SPECIAL_TOKENS, ConnectedModel, connect
+from qwenlong_graph.models.limiter import limiter_for
+from qwenlong_graph.models.tgi import ChatTGI
+from qwenlong_graph.testing.scripted import ScriptedChatModel, scripted
+from qwenlong_graph.testing.tgi import Fail, Restart, TgiDouble, serve, small_tokenizer
+from tests.models.stub_server import Answer, Endless, as_stream, completion, stub_server
 
 HELLO = [{"role": "user", "content": "Hello."}]
 
@@ -169,6 +173,354 @@ class TestSettings:
         assert reply.text == "Fine."
         assert (body["max_tokens"], body["temperature"]) == (9, 0.0)
         assert (body["top_p"], body["seed"]) == (0.9, 3)
+
+
+LONG = STREAM_FROM_TOKENS + 1
+SENTENCE = "Wait, the widow Hale paid for the bridge, so let me check it again. "
+THOUGHTS = {"additional_kwargs": {"reasoning_content": "hm hm"}}
+
+
+def both(model, **settings):
+    """The reply of the sync call, which has to be that of the async one too."""
+    reply = ask(model, HELLO, **settings)
+    assert asyncio.run(aask(model, HELLO, **settings)) == reply
+    return reply
+
+
+class TestThoughts:
+    @pytest.mark.parametrize("max_tokens", [9, LONG])
+    @pytest.mark.parametrize(
+        "message",
+        [
+            AIMessage(
+                [{"type": "reasoning", "reasoning": "hm hm"}, {"type": "text", "text": "So."}]
+            ),
+            AIMessage([{"type": "thinking", "thinking": "hm hm"}, {"type": "text", "text": "So."}]),
+            AIMessage("So.", **THOUGHTS),
+            AIMessage("So.", additional_kwargs={"reasoning": "hm hm"}),
+            AIMessage("<think>hm hm</think>\nSo."),
+            AIMessage("hm hm</think>So."),
+        ],
+        ids=["reasoning", "thinking", "reasoning_content", "field", "tags", "closing"],
+    )
+    def test_they_are_told_apart_from_the_answer(self, message, max_tokens):
+        reply = both(scripted([message] * 2), max_tokens=max_tokens)
+        assert (reply.text, reply.thoughts) == ("So.", "hm hm")
+        assert reply.reasoning_tokens is None
+        assert not reply.is_thinking_cut
+
+    def test_their_tokens_are_read_where_the_server_counts_them(self):
+        usage = {"input_tokens": 5, "output_tokens": 9, "total_tokens": 14}
+        counted = {**usage, "output_token_details": {"reasoning": 7}}
+        # A server that splits thoughts off and counts none has not counted them.
+        uncounted = {**usage, "output_token_details": {"reasoning": 0}}
+        for told, expected in ((counted, 7), (uncounted, None)):
+            message = AIMessage("So.", usage_metadata=told, **THOUGHTS)
+            assert ask(scripted([message]), HELLO, max_tokens=9).reasoning_tokens == expected
+        assert ask(scripted(["So."]), HELLO, max_tokens=9).reasoning_tokens == 0
+
+    @pytest.mark.parametrize("max_tokens", [9, LONG])
+    @pytest.mark.parametrize(
+        ("message", "is_truncated"),
+        [
+            (AIMessage("<think>hm", response_metadata={"finish_reason": "length"}), True),
+            (AIMessage("<think>hm"), False),
+            (AIMessage("", response_metadata={"finish_reason": "length"}, **THOUGHTS), True),
+            (AIMessage("", response_metadata={"is_thinking_cut": True}, **THOUGHTS), False),
+        ],
+    )
+    def test_a_reply_cut_inside_them_says_so(self, message, is_truncated, max_tokens):
+        reply = both(scripted([message] * 2), max_tokens=max_tokens)
+        assert (reply.text, reply.is_thinking_cut, reply.is_truncated) == ("", True, is_truncated)
+
+    def test_an_empty_reply_is_no_cut_thought(self):
+        assert not ask(scripted([""]), HELLO, max_tokens=9).is_thinking_cut
+
+    @pytest.mark.contract
+    @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
+    def test_chat_openai_keeps_the_fields_of_other_servers(self, field):
+        whole = json.loads(completion("So.").body)
+        whole["choices"][0]["message"][field] = "hm hm"
+        events = json.loads(as_stream(completion("So.")).body.split(b"\n")[0][6:])
+        events["choices"][0]["delta"] = {field: "hm hm"}
+        stream = f"data: {json.dumps(events)}\n\n" + as_stream(completion("So.")).body.decode()
+
+        def answer(body):
+            if body["stream"]:
+                return Answer(stream, content_type="text/event-stream")
+            return Answer(whole)
+
+        with stub_server({"/v1/chat/completions": answer}) as (url, _):
+            model = connected(url)
+            for max_tokens in (9, LONG):
+                reply = both(model, max_tokens=max_tokens)
+                assert (reply.text, reply.thoughts) == ("So.", "hm hm")
+                assert reply.output_tokens == 2
+
+
+class Loops(ScriptedChatModel):
+    """Streams the same sentence for ever, and counts how often it did."""
+
+    said: list[str] = Field(default_factory=list)
+    sentence: str = SENTENCE
+    block: str = "text"
+
+    def _stream(self, messages, stop=None, run_manager=None, **kwargs):
+        while True:
+            self.said.append(self.sentence)
+            content = [{"type": self.block, self.block: self.sentence, "index": 0}]
+            yield ChatGenerationChunk(message=AIMessageChunk(content))
+
+    async def _astream(self, messages, stop=None, run_manager=None, **kwargs):
+        for chunk in self._stream(messages):
+            yield chunk
+
+
+class TestLoops:
+    @pytest.mark.parametrize("block", ["text", "reasoning"])
+    def test_a_stream_that_repeats_itself_is_left(self, block):
+        chat = Loops([], block=block)
+        model = connect(chat, window=10_000, count_tokens=len)
+        reply = both(model, max_tokens=LONG)
+        assert reply.is_loop
+        assert reply.is_thinking_cut is (block == "reasoning")
+        assert SENTENCE in (reply.thoughts if block == "reasoning" else reply.text)
+        # About 600 words each.
+        assert len(chat.said) < 100
+
+    def test_a_longer_span_takes_more_repetition_for_honest(self):
+        chat = Loops([])
+        model = connect(chat, window=10_000, count_tokens=len)
+        ask(model, HELLO, max_tokens=LONG)
+        usual = len(chat.said)
+        ask(model, HELLO, max_tokens=LONG, loop_span=4 * 512)
+        assert len(chat.said) - usual > 3 * usual
+
+    def test_a_whole_reply_is_a_loop_only_where_it_did_not_end_by_itself(self):
+        text = SENTENCE * 100
+        cut = AIMessage(text, response_metadata={"finish_reason": "length"})
+        assert ask(scripted([cut]), HELLO, max_tokens=9).is_loop
+        reply = ask(scripted([text]), HELLO, max_tokens=9)
+        assert (reply.is_loop, reply.text) == (False, text.strip())
+
+    def test_a_model_that_cannot_stream_gives_its_reply_whole(self):
+        chat = Plain(reply=AIMessage(SENTENCE * 100, response_metadata={"finish_reason": "stop"}))
+        reply = both(connect(chat, window=10, count_tokens=len), max_tokens=LONG)
+        assert (reply.text, reply.is_loop) == (chat.reply.text.strip(), False)
+
+    @pytest.mark.contract
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_server_that_has_no_streams_is_asked_for_whole_replies(self, is_async):
+        whole = Answer({**json.loads(completion().body), "object": "a gateway's own"})
+        with stub_server({"/v1/chat/completions": whole}) as (url, requests):
+            model = connected(url)
+            requests.clear()
+            for _ in range(4):
+                if is_async:
+                    reply = asyncio.run(aask(model, HELLO, max_tokens=LONG))
+                else:
+                    reply = ask(model, HELLO, max_tokens=LONG)
+                assert reply.text == "Fine."
+        streams = [body["stream"] for _, _, body in requests]
+        assert streams == [True, False, True, False, False, False]
+
+    def test_the_reply_of_a_stream_is_that_of_a_whole_one(self):
+        message = AIMessage(
+            "one  two\nthree",
+            usage_metadata={"input_tokens": 5, "output_tokens": 2, "total_tokens": 7},
+            response_metadata={"finish_reason": "length"},
+        )
+        short, long = (ask(scripted([message]), HELLO, max_tokens=n) for n in (9, LONG))
+        assert short == long
+
+    def test_cached_replies_are_used(self):
+        from langchain_core.caches import InMemoryCache
+
+        chat = ScriptedChatModel(["once"], cache=InMemoryCache())
+        model = connect(chat, window=10, count_tokens=len)
+        assert [ask(model, HELLO, max_tokens=LONG).text for _ in range(2)] == ["once", "once"]
+
+    @pytest.mark.contract
+    @pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning"])
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_an_openai_compatible_server_is_left_at_once(self, field, is_async):
+        endless = Endless({field: SENTENCE})
+        with stub_server({"/v1/chat/completions": endless}) as (url, _):
+            model = connected(url)
+            if is_async:
+                reply = asyncio.run(aask(model, HELLO, max_tokens=LONG))
+            else:
+                reply = ask(model, HELLO, max_tokens=LONG)
+            assert endless.is_left.wait(10)
+        assert reply.is_loop
+        assert reply.is_thinking_cut is (field != "content")
+
+    @pytest.mark.contract
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_tgi_server_gets_its_slot_back(self, tmp_path, is_async):
+        double = TgiDouble([f"<think>{SENTENCE * 400}"], token_s=0.0005)
+        with serve(double) as url:
+            model = tgi_model(url, tmp_path)
+            if is_async:
+
+                async def left():
+                    reply = await aask(model, HELLO, max_tokens=6_000)
+                    await asyncio.to_thread(double.wait_idle)
+                    return reply
+
+                reply = asyncio.run(left())
+            else:
+                reply = ask(model, HELLO, max_tokens=6_000)
+                double.wait_idle()
+        assert (reply.is_loop, reply.is_thinking_cut, reply.text) == (True, True, "")
+        assert (double.cancelled, double.answered) == (1, 0)
+
+
+def tgi_model(url, folder, **changes):
+    small_tokenizer().save_pretrained(folder)
+    chat = ChatTGI(base_url=url, tokenizer=str(folder), token_timeout_s=5)
+    return ConnectedModel(
+        chat=chat,
+        window=8_000,
+        count_tokens=len,
+        special_tokens=COMMON_SPECIAL_TOKENS,
+        **{"engine": "tgi", "concurrency": 2, "model_name": "double", **changes},
+    )
+
+
+class Penal(Plain):
+    """Takes a repetition penalty as Ollama's chat model does."""
+
+    repeat_penalty: float | None = None
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        self.seen.append(self.repeat_penalty)
+        return super()._generate(messages, stop, run_manager, **kwargs)
+
+
+class TestRepetitionPenalty:
+    @pytest.mark.contract
+    def test_tgi_takes_it(self, tmp_path):
+        double = TgiDouble(["Fine."])
+        with serve(double) as url:
+            ask(tgi_model(url, tmp_path), HELLO, max_tokens=9, repetition_penalty=1.05)
+        assert double.requests[0].body["parameters"]["repetition_penalty"] == 1.05
+
+    @pytest.mark.contract
+    @pytest.mark.parametrize(
+        ("engine", "sent"),
+        [
+            ("llama.cpp", {"repeat_penalty": 1.05}),
+            ("vllm", {"repetition_penalty": 1.05}),
+            ("sglang", {"repetition_penalty": 1.05}),
+            ("custom", {}),
+        ],
+    )
+    def test_servers_behind_chat_openai_take_it_by_their_own_name(self, engine, sent):
+        from dataclasses import replace
+
+        with stub_server({"/v1/chat/completions": completion()}) as (url, requests):
+            model = replace(connected(url), engine=engine)
+            model.chat.extra_body = {"top_k": 20}
+            ask(model, HELLO, max_tokens=9, repetition_penalty=1.05)
+            body = requests[-1][2]
+        assert {name: body[name] for name in body if "penalty" in name} == sent
+        assert body["top_k"] == 20
+
+    def test_others_take_it_as_a_field_or_not_at_all(self):
+        chat = Penal()
+        model = connect(chat, window=10, count_tokens=len)
+        ask(model, HELLO, max_tokens=7, repetition_penalty=1.05)
+        assert chat.seen[0] == 1.05
+        assert ask(scripted(["x"]), HELLO, max_tokens=7, repetition_penalty=1.05).text == "x"
+
+
+@pytest.mark.contract
+class TestLoad:
+    def test_requests_share_the_limiter_of_their_server(self, tmp_path):
+        double = TgiDouble(lambda prompt: "Fine.", first_token_s=0.05, batch_size=8)
+        with serve(double) as url:
+            model = tgi_model(url, tmp_path, concurrency=2)
+
+            async def many():
+                await asyncio.gather(*(aask(model, HELLO, max_tokens=9) for _ in range(8)))
+
+            asyncio.run(many())
+            assert double.in_flight_max == 2
+            assert limiter_for(url).limit == 2
+
+    @pytest.mark.parametrize("status", [429, 503])
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_too_many_requests_lower_it_and_its_wish_is_heeded(self, tmp_path, status, is_async):
+        double = TgiDouble(["Fine."], faults={1: Fail(status, retry_after_s=600)})
+
+        async def waits_its_turn():
+            task = asyncio.create_task(aask(model, HELLO, max_tokens=9))
+            while not limiter.waiting and not task.done():
+                await asyncio.sleep(0.01)
+            task.cancel()
+
+        with serve(double) as url:
+            model, limiter = tgi_model(url, tmp_path, concurrency=4), limiter_for(url, limit=4)
+            with pytest.raises((ModelOverloadedError, ModelUnavailableError)):
+                _asked(model, is_async=is_async)
+            assert limiter.limit == 2
+            asyncio.run(waits_its_turn())
+            assert len(double.requests) == 1
+
+    def test_a_refusal_does_not_lower_it(self, tmp_path):
+        double = TgiDouble([], faults={1: Fail(422)})
+        with serve(double) as url:
+            model = tgi_model(url, tmp_path, concurrency=4)
+            with pytest.raises(ModelRefusedError):
+                ask(model, HELLO, max_tokens=9)
+            assert (limiter_for(url).limit, limiter_for(url).in_flight) == (4, 0)
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_restarting_server_is_waited_for_before_the_error_is_raised(self, tmp_path, is_async):
+        double = TgiDouble(["Fine."], faults={1: Restart(0.5)})
+        told = []
+        with serve(double) as url:
+            model = tgi_model(url, tmp_path)
+            settings = {"patience_s": 20, "on_wait": told.append}
+            with pytest.raises(ModelUnavailableError) as caught:
+                _asked(model, is_async=is_async, **settings)
+            assert is_retryable(caught.value)
+            assert told
+            assert _asked(model, is_async=is_async, **settings).text == "Fine."
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_server_that_stays_away_is_given_up_for_good(self, tmp_path, is_async):
+        with serve(TgiDouble([])) as url:
+            pass
+        model = tgi_model(url, tmp_path)
+        with pytest.raises(ModelUnavailableError, match="Waiting for the server") as caught:
+            _asked(model, is_async=is_async, patience_s=0.2)
+        assert not is_retryable(caught.value)
+
+    def test_nobody_waits_unasked_nor_for_a_server_in_this_process(self, tmp_path):
+        with serve(TgiDouble([])) as url:
+            pass
+        own = tgi_model(url, tmp_path, release=lambda: None)
+        for model, patience_s in ((tgi_model(url, tmp_path), 0), (own, 60)):
+            with pytest.raises(ModelUnavailableError, match="no server answers"):
+                ask(model, HELLO, max_tokens=9, patience_s=patience_s)
+
+    def test_a_server_that_comes_back_with_another_model_is_refused(self, tmp_path):
+        def verify():
+            raise RunChangedError("another model")
+
+        with serve(TgiDouble(["Fine."], faults={range(1, 3): Fail(500)})) as url:
+            model = tgi_model(url, tmp_path, verify=verify)
+            for is_async in (False, True):
+                with pytest.raises(RunChangedError, match="another model"):
+                    _asked(model, is_async=is_async, patience_s=5)
+
+
+def _asked(model, *, is_async, **settings):
+    if is_async:
+        return asyncio.run(aask(model, HELLO, max_tokens=9, **settings))
+    return ask(model, HELLO, max_tokens=9, **settings)
 
 
 @pytest.mark.contract

@@ -1,9 +1,17 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qwenlong_graph.errors import QuestionError, SettingsError, WindowTooSmallError
-from qwenlong_graph.reading.budget import MINIMUM_WINDOW, ReadingSettings, derive_budget
+from qwenlong_graph.reading.budget import (
+    MINIMUM_WINDOW,
+    ReadingSettings,
+    derive_budget,
+    sliced_window,
+)
+from qwenlong_graph.testing.tgi.generation import SLICE_TOKENS, Limits, Refusal, admit
 
 
 def budget(window: int, **settings):
@@ -78,3 +86,50 @@ def test_a_wrong_setting_is_named(wrong):
 def test_settings_are_frozen():
     with pytest.raises(Exception, match="frozen"):
         ReadingSettings().seed = 3
+
+
+def test_a_long_chat_template_is_allowed_for():
+    def room(template_tokens):
+        derived = derive_budget(
+            ReadingSettings(),
+            window=8_192,
+            frame_tokens=700,
+            question_tokens=50,
+            template_tokens=template_tokens,
+        )
+        return derived.full_tokens
+
+    assert room(0) == room(10) > room(500)
+
+
+@given(
+    total=st.integers(1_500, 20_000),
+    limit=st.integers(500, 20_000),
+    prompt=st.integers(1, 20_000),
+    wanted=st.integers(1, 20_000),
+)
+def test_within_the_window_of_a_slicing_server_no_reply_ends_early(total, limit, prompt, wanted):
+    window = sliced_window(total_tokens=total, input_tokens=limit, slice_tokens=SLICE_TOKENS)
+    prompt = 1 + prompt % max(1, window - 1)
+    wanted = 1 + wanted % max(1, window - prompt)
+    if prompt + wanted > window:
+        return
+    assert written(prompt, wanted, Limits(limit, total)) >= wanted
+
+
+def written(prompt: int, wanted: int, limits: Limits) -> int:
+    """How much TGI writes for a prompt before it ends the reply for its length."""
+    tokens = 0
+    while tokens < wanted:
+        try:
+            tokens += admit(prompt + tokens, wanted, limits)
+        except Refusal:
+            break
+    return tokens
+
+
+def test_the_documented_tgi_server_gives_nearly_all_of_its_window():
+    window = sliced_window(total_tokens=106_496, input_tokens=105_472, slice_tokens=1_024)
+    assert window == 105_472
+    derived = budget(window)
+    assert (derived.chunk_tokens, derived.output_tokens) == (32_000, 50_000)

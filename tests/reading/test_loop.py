@@ -8,6 +8,8 @@ from qwenlong_graph.reading.loop import (
     Reply,
     advance,
     answer_steps,
+    call_loop_span,
+    call_penalty,
     call_seed,
     decompose_steps,
     drive,
@@ -148,3 +150,105 @@ def test_advance_gives_a_request_or_the_result():
     steps = decompose_steps("What?", task=task())
     assert advance(steps).purpose == "decompose"
     assert advance(steps, Reply("x")) == Done(("What?", ""))
+
+
+LOOP = Reply("so so so", is_loop=True, is_truncated=True)
+LOOP_OF_THOUGHTS = Reply("", thoughts="so so so", is_thinking_cut=True, is_loop=True)
+CUT = Reply("", thoughts="hm", is_thinking_cut=True, is_truncated=True)
+
+
+def updating(*replies, state=None):
+    ask = script(*replies)
+    state = state or {**start_state(), "memory": FACT}
+    steps = update_steps(task(), RewriteProtocol(), state, chunk(), attempts=len(replies))
+    return drive(steps, ask), ask.requests
+
+
+def test_cut_thoughts_are_asked_again_with_more_room_and_said_to_be_so():
+    update, (first, second) = updating(CUT, reply(FACT))
+    assert update.state["memory"] == FACT
+    assert second.reason == f"thinking was cut off at {first.max_tokens} tokens"
+    assert second.messages == first.messages
+    assert second.attempt == 1
+    window = task().budget.window
+    size = sum(task().count_tokens(message["content"]) for message in first.messages)
+    assert first.max_tokens < second.max_tokens <= min(2 * first.max_tokens, window - size)
+
+
+def test_no_more_room_is_asked_for_than_the_window_has():
+    _, requests = updating(*[CUT] * 8)
+    size = sum(task().count_tokens(message["content"]) for message in requests[0].messages)
+    rooms = [request.max_tokens for request in requests]
+    assert rooms == sorted(rooms)
+    assert rooms[-1] + size < task().budget.window
+
+
+def test_thoughts_that_ended_by_themselves_get_another_seed_only():
+    _, (first, second) = updating(Reply("", is_thinking_cut=True), reply(FACT))
+    assert second.reason == "thinking was not finished"
+    assert second.max_tokens == first.max_tokens
+
+
+def test_a_loop_is_asked_again_with_the_same_room_and_counted():
+    update, requests = updating(LOOP, LOOP_OF_THOUGHTS, reply(FACT))
+    assert update.state["memory"] == FACT
+    assert [request.loops for request in requests] == [0, 1, 2]
+    assert len({request.max_tokens for request in requests}) == 1
+    assert [request.reason for request in requests] == [
+        "",
+        "the reply repeated itself without end",
+        "thinking repeated itself without end",
+    ]
+
+
+def test_loops_only_leave_the_old_memory():
+    update, _ = updating(LOOP, LOOP, LOOP)
+    assert (update.kind, update.state["memory"]) == ("kept", FACT)
+
+
+def test_at_last_a_memory_that_was_whole_before_the_loop_is_used():
+    looping = Reply(f"<memory>\n{FACT}\n</memory>\n<plan>\nso so so", is_loop=True)
+    update, _ = updating(looping, looping, state=start_state())
+    assert (update.kind, update.state["memory"]) == ("no_plan", FACT)
+
+
+def test_a_memory_that_turned_into_a_loop_is_not_used():
+    looping = Reply(f"<memory>\n{FACT}\n</memory>\n<memory>\n- so so so", is_loop=True)
+    update, _ = updating(looping, state=start_state())
+    assert (update.kind, update.state["memory"]) == ("kept", "")
+
+
+def test_an_answer_never_ends_in_a_loop():
+    answer, ask = answering(Reply("Hale Hale Hale", is_loop=True), CUT, "The widow Hale.")
+    assert answer.text == "The widow Hale."
+    assert [request.reason.split()[0] for request in ask.requests[1:]] == ["the", "thinking"]
+    with pytest.raises(BadReply, match="repeated itself"):
+        answering(*[Reply("Hale Hale Hale", is_loop=True)] * 3)
+
+
+def test_a_repair_has_no_more_room_than_an_answer():
+    def validate(text):
+        if text != "[1]":
+            raise ValueError("not a list")
+        return [1]
+
+    _, ask = answering(CUT, "one", "[1]", validate=validate)
+    first, second, third = [request.max_tokens for request in ask.requests]
+    assert second > first == third
+
+
+@pytest.mark.parametrize("bad", [LOOP, CUT])
+def test_a_split_that_was_cut_or_repeats_itself_is_none(bad):
+    text = "<core_question>What is 7?</core_question>"
+    cut = Reply(text, is_loop=bad.is_loop, is_thinking_cut=bad.is_thinking_cut)
+    assert drive(decompose_steps("What is 7?", task=task()), script(cut)) == ("What is 7?", "")
+
+
+def test_another_seed_comes_first_and_then_a_penalty():
+    assert [call_penalty(loops, is_greedy=False) for loops in range(4)] == [None, None, 1.05, 1.05]
+    assert [call_penalty(loops, is_greedy=True) for loops in range(3)] == [None, 1.05, 1.05]
+
+
+def test_each_loop_makes_the_next_less_likely():
+    spans = [call_loop_span(loops) for loops in range(4)]
+    assert spans[0] < spans[1] < spans[2] == spans[3]

@@ -175,24 +175,14 @@ GIFTS = (
 )
 
 
-@pytest.mark.parametrize(
-    ("text", "question", "is_quoted"),
-    [
-        (GIFTS[1], SEVERAL, True),
-        ("They gave nine crowns, a cow and slates: Alder, Cedar, Dale.", SEVERAL, False),
-        (GIFTS[1], "What did the ferryman give to the widow's roof?", False),
-    ],
-    ids=["one of several", "all of several", "only one asked for"],
-)
-def test_extract_quotes_every_note_where_several_are_asked_for_and_one_is_told(
-    text, question, is_quoted
-):
-    answer, _ = answering(
-        text,
-        protocol=ExtractProtocol(),
-        core_question=question,
-        memory="\n".join(f"- {gift}" for gift in GIFTS),
-        quotes=GIFTS,
-    )
-    assert answer.is_quoted is is_quoted
-    assert answer.text == ("\n".join(GIFTS) if is_quoted else text)
+def test_extract_quotes_every_note_where_several_are_asked_for():
+    memory = "\n".join(f"- {gift}" for gift in GIFTS)
+    mixed = "The ferryman of Alder gave a cow and the one of Dale nine crowns."
+    asked = {"protocol": ExtractProtocol(), "memory": memory, "quotes": GIFTS}
+    answer, ask = answering(mixed, core_question=SEVERAL, **asked)
+    assert (answer.text, answer.is_quoted) == ("\n".join(GIFTS), True)
+    assert not ask.requests, "a small model mixes them"
+    one = "What did the ferryman of Cedar give to the widow's roof?"
+    answer, ask = answering(GIFTS[1], core_question=one, **asked)
+    assert (answer.text, answer.is_quoted) == (GIFTS[1], False)
+    assert len(ask.requests) == 1

@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 from qwenlong_graph.reading.prompts import EXAMPLE_MEMORY
 from qwenlong_graph.reading.replies import (
     BadReply,
+    SplitReply,
     parse_decomposition,
     parse_json,
     parse_update,
+    split_thoughts,
     trim_to_tokens,
     without_thoughts,
 )
@@ -159,3 +161,28 @@ def test_an_over_long_memory_is_cut_at_a_line():
     cut = trim_to_tokens(memory, max_tokens=41, count_tokens=words)
     assert cut == "\n".join(f"- fact number {n}" for n in range(10))
     assert trim_to_tokens("one line of too many words", max_tokens=3, count_tokens=words) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>why</think> so", SplitReply("why", "so")),
+        ("why</think>so", SplitReply("why", "so")),
+        ("<THINK>a</think>b</think> c", SplitReply("a</think>b", "c")),
+        ("so", SplitReply("", "so")),
+        ("<think>why", SplitReply("why", "", is_open=True)),
+        ("<think>a</think> <think>b", SplitReply("a\nb", "", is_open=True)),
+        ("</think>so", SplitReply("", "so")),
+    ],
+)
+def test_thoughts_and_answer_are_parted(text, expected):
+    assert split_thoughts(text) == expected
+
+
+def test_a_draft_in_thoughts_without_tags_that_were_cut_is_no_memory():
+    thoughts = "Let me see what the section says about the bridge. " * 20
+    with pytest.raises(BadReply, match="cut off"):
+        parse_update(thoughts + WHOLE, had_memory=True, is_truncated=True)
+    assert parse_update(thoughts + WHOLE, had_memory=True).memory == "- a fact"
+    cut = "Here is the updated memory:\n" + WHOLE[:-12]
+    assert parse_update(cut, had_memory=True, is_truncated=True).memory == "- a fact"
