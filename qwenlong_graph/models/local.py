@@ -348,6 +348,8 @@ class _Generation:
         elif count >= self._limit:
             reason = "length"
         self._is_over = reason is not None
+        if self._is_over:
+            self._thread.join()  # it gives back the random state before the reply is out
         text = self._new_text(is_last=self._is_over)
         return TokenEvent(text, Final(reason, count, self._read) if reason else None)
 
