@@ -22,6 +22,10 @@ may_fail = pytest.mark.xfail(
     strict=False, reason="a model of 135M parameters does not reliably choose tools or arguments"
 )
 
+may_ramble = pytest.mark.xfail(
+    strict=False, reason="a model of 135M parameters may fill a string until its limit of tokens"
+)
+
 
 @pytest.fixture(scope="module")
 def parameters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
@@ -70,6 +74,20 @@ class TestChatTGIWithAModel(ChatModelIntegrationTests):
     @pytest.mark.parametrize("model", [{}, {"output_version": "v1"}], indirect=True)
     def test_agent_loop(self, model: BaseChatModel) -> None:
         super().test_agent_loop(model)
+
+    @may_ramble
+    @pytest.mark.parametrize("schema_type", ["pydantic", "typeddict", "json_schema"])
+    def test_structured_output(self, model: BaseChatModel, schema_type: str) -> None:
+        super().test_structured_output(model, schema_type)
+
+    @may_ramble
+    @pytest.mark.parametrize("schema_type", ["pydantic", "typeddict", "json_schema"])
+    async def test_structured_output_async(self, model: BaseChatModel, schema_type: str) -> None:
+        await super().test_structured_output_async(model, schema_type)
+
+    @may_ramble
+    def test_structured_output_pydantic_2_v1(self, model: BaseChatModel) -> None:
+        super().test_structured_output_pydantic_2_v1(model)
 
     @may_fail
     def test_structured_few_shot_examples(

@@ -156,18 +156,19 @@ class TestAStandIn:
         assert "out of memory" in failed.json()["error"]
 
 
+@pytest.fixture(scope="module")
+def upstream(embedded_model):
+    """The server that `embedded_model` already runs."""
+    from qwenlong_graph.models.embedded import start_server
+    from qwenlong_graph.models.fetching import embedded_model_path
+
+    lease = start_server(embedded_model_path())
+    yield lease
+    lease.release()
+
+
 @pytest.mark.end_to_end
 class TestTheEmbeddedModel:
-    @pytest.fixture(scope="class")
-    def upstream(self, embedded_model):
-        """The server that `embedded_model` already runs."""
-        from qwenlong_graph.models.embedded import start_server
-        from qwenlong_graph.models.fetching import embedded_model_path
-
-        lease = start_server(embedded_model_path())
-        yield lease
-        lease.release()
-
     def double(self, upstream, **options):
         speaker = LlamaCpp(upstream.url, api_key=upstream.api_key)
         return TgiDouble(speaker, batch_size=1, **options)
@@ -212,7 +213,14 @@ class TestTheEmbeddedModel:
 
     def test_leaving_frees_it_for_the_next(self, upstream):
         double = self.double(upstream, max_concurrent_requests=1)
-        body = {"inputs": "Once upon a time", "parameters": {"max_new_tokens": 1000}}
+        # What the model may not end before is a long answer.
+        story = {"type": "string", "minLength": 2000}
+        schema = {"type": "object", "properties": {"story": story}, "required": ["story"]}
+        grammar = {"type": "json", "value": schema}
+        body = {
+            "inputs": "A story as JSON: ",
+            "parameters": {"max_new_tokens": 1000, "grammar": grammar},
+        }
         with serve(double) as url, httpx.Client(base_url=url, timeout=60) as client:
             with client.stream("POST", "/generate_stream", json=body) as response:
                 next(response.iter_lines())
