@@ -201,7 +201,6 @@ class TestPlain:
         assert not {"\x1b", "\x07"} & set(shown.file.getvalue())
         assert "[bold]" in shown.file.getvalue()
 
-
     def test_waiting_for_a_server_is_told_with_how_long_it_may_be(self):
         shown = console(200)
         PlainProgress(shown).event(WAITING)
