@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwenlong_graph.cli.doctor import ABOUT as ABOUT_DOCTOR
+from qwenlong_graph.cli.doctor import doctor
 from qwenlong_graph.cli.estimate import estimate
 from qwenlong_graph.cli.options import DataDir, Debug
 from qwenlong_graph.cli.printing import write_json
@@ -375,6 +377,7 @@ def resume(
 
 
 app.command(no_args_is_help=True)(estimate)
+app.command(help=ABOUT_DOCTOR)(doctor)
 
 
 def _answer(

@@ -72,7 +72,7 @@ def load_model(source: str, *, window: int | None = None) -> LocalModel:
     cannot be loaded, has no chat template, or has not the window asked for.
     """
     try:
-        import accelerate  # type: ignore[import-untyped]  # noqa: F401 - transformers needs it
+        import accelerate  # noqa: F401 - transformers needs it
         import torch  # noqa: F401 - likewise
     except ImportError as error:
         raise MissingExtraError(f"Running {source} in this process", "transformers") from error
