@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ def run(*arguments: str, saved_at: Path) -> tuple[subprocess.CompletedProcess[st
         text=True,
         check=False,
         timeout=280,
+        # Without torch, transformers says that it is missing.
+        env={**os.environ, "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"},
     )
     return done, json.loads(saved_at.read_text())
 
