@@ -41,6 +41,8 @@ def prepare_process(*, is_debug: bool, is_silent: bool) -> None:
             # What this package itself warns of is for who runs it.
             warnings.filterwarnings("default", category=RuntimeWarning, module=r"qwenlong_graph\.")
             warnings.formatwarning = _one_line
+        # transformers tells at its import that torch is missing; tokenizers do not need it.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if is_silent:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
