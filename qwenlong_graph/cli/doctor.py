@@ -56,6 +56,9 @@ qwenlong-graph doctor embedded --json
 130  interrupted
 """
 
+# Connecting imports libraries too, which a short --timeout is not meant for.
+_CONNECTING_S = 60.0
+
 _LABELS = {"none": "-", "ok": "ok", "note": "note", "warning": "warn", "stop": "STOP"}
 _STYLES = {"none": "dim", "ok": "green", "note": "cyan", "warning": "yellow", "stop": "bold red"}
 _TITLES = {
@@ -175,19 +178,20 @@ class _Examination:
     async def findings(self, begins: Callable[[str], None]) -> AsyncGenerator[Finding, None]:
         """One after the other; the first that stops a reading for good is the last."""
         from qwenlong_graph.models.diagnosing import Finding, connection_problem, failure_problem
-        from qwenlong_graph.models.probing import connect_within, examine, in_thread, server_of
+        from qwenlong_graph.models.probing import connect_within, examine, in_thread, server_finding
 
         try:
             if self._target == "embedded":
                 await in_thread(lambda: _fetch_embedded(begins))
             is_server = _is_address(self._target)
             begins(f"{'connecting to' if is_server else 'starting'} {self._target}")
-            model = await connect_within(self._limit_s, self._target, **self._connection)
+            limit_s = max(self._limit_s, _CONNECTING_S)
+            model = await connect_within(limit_s, self._target, **self._connection)
         except QwenLongGraphError as error:
             yield Finding("server", None, (connection_problem(error),))
             return
         with contextlib.closing(model):
-            yield server_of(model, url=self._target if is_server else None)
+            yield server_finding(model, url=self._target if is_server else None)
             reading = self._settings.over(model.defaults)
             doing = "working out the budget"
             begins(doing)
@@ -213,7 +217,10 @@ def _fetch_embedded(begins: Callable[[str], None]) -> None:
     # Without the extra, `connect` says what to install before anything is fetched.
     if find_spec("xllamacpp") is not None:
         what = "fetching the embedded model"
-        embedded_model_path(progress=lambda done, of: begins(f"{what}, {done * 100 // of}%"))
+        embedded_model_path(
+            progress=lambda done, of: begins(f"{what}, {done * 100 // of}%"),
+            converting=lambda *_: begins("converting the embedded model, once"),
+        )
 
 
 def _task(model: ConnectedModel, reading: ReadingSettings) -> ReadingTask:

@@ -89,12 +89,19 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
-    """One reply as it came; counts are the server's own, None where it reports none."""
+    """One reply as it came; counts are the server's own, None where it reports none.
+
+    `text` is all of it that is no field apart, tags included, and `reasoning` what came in such a
+    field; `answer` is what a reading makes of both.
+    """
 
     text: str
     seconds: float
+    answer: str = ""
     reasoning: str = ""
     is_truncated: bool = False
+    is_thinking_cut: bool = False
+    is_loop: bool = False
     input_tokens: int | None = None
     output_tokens: int | None = None
     reasoning_tokens: int | None = None
@@ -360,7 +367,7 @@ _CLOSE = re.compile(r"<\s*/\s*think\s*>", re.IGNORECASE)
 
 def _cut_of(cut: Heard, kind: str) -> Literal["shown", "not shown"] | None:
     is_closed = _CLOSE.search(cut.text) is not None
-    if cut.is_truncated or (_OPEN.match(cut.text) and not is_closed):
+    if cut.is_truncated or cut.is_thinking_cut:
         return "shown"
     # Where the answer came too, there was nothing to cut.
     has_answer = is_closed or (kind in {"separated", "hidden"} and cut.text.strip())

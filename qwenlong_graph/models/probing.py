@@ -14,7 +14,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from langchain_core.callbacks import BaseCallbackHandler
@@ -49,11 +50,12 @@ from qwenlong_graph.models.diagnosing import (
     thinking_problems,
     tokenizer_problems,
 )
+from qwenlong_graph.models.thoughts import thoughts_of
 from qwenlong_graph.models.tokenizer import PROBE_TEXT
 from qwenlong_graph.reading.loop import call_seed, start_state
 from qwenlong_graph.reading.prompts import neutralise
 from qwenlong_graph.reading.protocols import Chunk, protocol_named
-from qwenlong_graph.reading.replies import BadReply, without_thoughts
+from qwenlong_graph.reading.replies import BadReply
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessage
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
     from qwenlong_graph.reading.protocols import ReadingTask
     from qwenlong_graph.types import Message
 
-__all__ = ["PROBE_QUESTION", "Begins", "connect_within", "examine", "in_thread", "server_of"]
+__all__ = ["PROBE_QUESTION", "Begins", "connect_within", "examine", "in_thread", "server_finding"]
 
 Result = TypeVar("Result")
 Begins = Callable[[str], None]
@@ -137,12 +139,15 @@ async def connect_within(limit_s: float, target: str, **options: Any) -> Connect
         ) from error
 
 
-def server_of(model: ConnectedModel, *, url: str | None) -> Finding:
+def server_finding(model: ConnectedModel, *, url: str | None) -> Finding:
     """Who answers, with what `connect` noted; `url` is None for a model in this process."""
+    version = model.version or None
+    if version is None and model.engine == "transformers":
+        version = metadata.version("transformers")
     found = ServerFound(
         url=url,
         engine=model.engine,
-        version=model.version or None,
+        version=version,
         model=model.model_name,
         window=model.window,
         concurrency=model.concurrency,
@@ -218,7 +223,7 @@ class _Probes:
         self._first = heard
         thinking = thinking_of(heard, text_tokens=await self._counted(heard.text))
         found = ReplyFound(
-            text=_answer_in(heard.text)[:SHOWN_CHARS],
+            text=heard.answer[:SHOWN_CHARS],
             is_truncated=heard.is_truncated,
             output_tokens=heard.output_tokens,
             seconds=round(heard.seconds, 3),
@@ -328,7 +333,8 @@ class _Probes:
         max_tokens = min(budget.output_tokens, max(writable, 256))
         messages = self._protocol.update_messages(self._task, start_state(), chunk)
         heard = await self._heard(messages, max_tokens=max_tokens)
-        is_unfinished = heard.is_truncated and max_tokens < budget.output_tokens
+        has_more_room = max_tokens < budget.output_tokens and not heard.is_loop
+        is_unfinished = heard.is_truncated and has_more_room
         self._step = await in_thread(lambda: self._taken(chunk, heard, is_unfinished=is_unfinished))
         return Finding("step", self._step, step_problems(self._step))
 
@@ -352,15 +358,18 @@ class _Probes:
         """The reply to the trial chunk, as a reading would take it; counting asks the server."""
         count = self._task.count_tokens
         written = heard.output_tokens or count(heard.text)
-        memory, reason, beside = "", "", 0
+        memory, beside = "", 0
+        reason = "it repeated itself without end" if heard.is_loop else ""
+        if not reason and heard.is_thinking_cut:
+            reason = "it ended inside its thoughts"
         try:
             state = self._protocol.apply_reply(
-                self._task, start_state(), chunk, heard.text, is_truncated=heard.is_truncated
+                self._task, start_state(), chunk, heard.answer, is_truncated=heard.is_truncated
             ).state
             memory = state["memory"]
             beside = max(0, written - count(memory) - count(state["plan"]))
         except BadReply as bad:
-            reason = bad.reason
+            reason = reason or bad.reason
         return StepFound(
             chunk_tokens=count(chunk.text),
             output_tokens=written,
@@ -426,7 +435,7 @@ class _Probes:
 
 
 class _Listener(BaseCallbackHandler):
-    """Keeps the whole message of a reply, of which `ask` gives the text only."""
+    """Keeps the whole message of a reply, of which `ask` gives what a reading needs."""
 
     run_inline = True
 
@@ -435,26 +444,23 @@ class _Listener(BaseCallbackHandler):
 
     def on_llm_end(self, response: LLMResult, **_: Any) -> None:
         """LangChain's."""
-        generation = response.generations[0][0]
-        self._message = getattr(generation, "message", None)
+        self._message = getattr(response.generations[0][0], "message", None)
 
     def heard(self, reply: Reply, *, seconds: float) -> Heard:
-        """The reply with what its message tells besides."""
+        """The reply with what its message tells besides; a loop that was broken off has none."""
         message = self._message
         usage = message.usage_metadata if message else None
-        blocks: Sequence[Mapping[str, Any]] = message.content_blocks if message else ()
-        thoughts = [str(b.get("reasoning", "")) for b in blocks if b.get("type") == "reasoning"]
         return Heard(
-            # As the server gave it: `ask` has split off the thoughts that stand in it.
             text=str(message.text) if message else reply.text,
             seconds=seconds,
-            reasoning="".join(thoughts),
+            answer=reply.text,
+            reasoning=thoughts_of(message) if message else "",
             is_truncated=reply.is_truncated,
+            is_thinking_cut=reply.is_thinking_cut,
+            is_loop=reply.is_loop,
             input_tokens=reply.input_tokens,
             output_tokens=reply.output_tokens,
-            reasoning_tokens=usage.get("output_token_details", {}).get("reasoning")
-            if usage
-            else None,
+            reasoning_tokens=reply.reasoning_tokens,
             cached_tokens=usage.get("input_token_details", {}).get("cache_read") if usage else None,
         )
 
@@ -496,10 +502,3 @@ _ENDS = (
 
 def _user(text: str) -> list[Message]:
     return [{"role": "user", "content": text}]
-
-
-def _answer_in(text: str) -> str:
-    try:
-        return without_thoughts(text)
-    except BadReply:
-        return ""

@@ -74,14 +74,14 @@ class TestThinking:
         ("cut", "shown"),
         [
             (heard("Well, two", is_truncated=True), "shown"),
-            (heard("<think>Well, two"), "shown"),
+            (heard("<think>Well, two", is_thinking_cut=True), "shown"),
             (heard("Well, two"), "not shown"),
             (heard(""), "not shown"),
             # So short a thought was not cut.
             (heard("Two.</think>5"), None),
         ],
     )
-    def test_a_cut_shows_by_its_reason_or_by_an_open_tag(self, cut, shown):
+    def test_a_cut_shows_by_its_reason_or_by_open_thoughts(self, cut, shown):
         reply = heard("a b c</think>5", output_tokens=4)
         found = thinking_of(reply, text_tokens=4, cut=cut)
         assert found.cut == shown

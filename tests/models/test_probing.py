@@ -25,7 +25,7 @@ from qwenlong_graph.models.probing import (
     connect_within,
     examine,
     in_thread,
-    server_of,
+    server_finding,
 )
 from qwenlong_graph.reading.budget import ReadingSettings, derive_budget
 from qwenlong_graph.reading.protocols import ReadingTask
@@ -78,9 +78,8 @@ def engine(reply=replied, *, template_tokens=8, scale=1.0, **options):
         }
         is_cut = len(words) > limit
         metadata = {"finish_reason": "length" if is_cut else "stop", **message.response_metadata}
-        return AIMessage(
-            content="".join(words[:limit]), usage_metadata=usage, response_metadata=metadata
-        )
+        changed = {"usage_metadata": usage, "response_metadata": metadata}
+        return message.model_copy(update={"content": "".join(words[:limit]), **changed})
 
     model = scripted(answer, **options)
     return model
@@ -199,6 +198,25 @@ class TestOfAModel:
         assert problems_of(findings) == [("step", "warning")]
         assert "no memory element" in findings["step"].problems[0].found
 
+    @pytest.mark.parametrize(
+        ("text", "outcome", "reason"),
+        [
+            ("so it goes on and " * 600, "unusable", "repeated itself"),
+            ("<think>\nWhat a long log.", "unusable", "inside its thoughts"),
+            (" ".join(f"ship{n}" for n in range(3_000)), "unfinished", ""),
+        ],
+    )
+    def test_a_reply_to_a_chunk_without_end_is_told_by_its_kind(self, text, outcome, reason):
+        def endless(prompt):
+            # Without a speed of output, a trial waits for about a thousand tokens.
+            short = "one" if "Count from" in prompt else replied(prompt)
+            return text if "<section>" in prompt else short
+
+        step = examined(engine(endless))["step"]
+        assert step.measured.outcome == outcome
+        assert len(step.problems) == 1
+        assert reason in step.problems[0].found
+
 
 class TestOfSystemMessages:
     def heard(self, *, told):
@@ -249,6 +267,22 @@ class TestOfThoughts:
         assert (thinking.kind, thinking.cut) == (kind, "shown")
         assert thinking.tokens > 10
         assert findings["reply"].measured.text == "5"
+
+    def test_in_a_field_apart_are_found(self):
+        def reply(prompt):
+            if "2 + 3" not in prompt:
+                return replied(prompt)
+            if model.chat.calls[-1]["max_tokens"] < 50:
+                cut = {"finish_reason": "length"}
+                thoughts = {"reasoning_content": THOUGHTS[:20]}
+                return AIMessage("", additional_kwargs=thoughts, response_metadata=cut)
+            return AIMessage("5", additional_kwargs={"reasoning_content": THOUGHTS})
+
+        model = engine(reply)
+        findings = examined(model)
+        assert problems_of(findings) == []
+        thinking = findings["thinking"].measured
+        assert (thinking.kind, thinking.cut) == ("separated", "shown")
 
     def test_whose_cut_looks_like_an_answer_stop_a_reading(self):
         findings = self.found("{}\n</think>\n\n5", finish_reason="stop")
@@ -383,7 +417,7 @@ def test_what_a_connected_model_tells_is_passed_on():
         version="3.3",
         notes=("It ends early. Start it otherwise.",),
     )
-    found = server_of(model, url="http://h")
+    found = server_finding(model, url="http://h")
     assert found.measured.version == "3.3"
     assert [(p.severity, p.remedy) for p in found.problems] == [("note", "Start it otherwise.")]
 
