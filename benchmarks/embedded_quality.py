@@ -14,21 +14,19 @@ import argparse
 import gzip
 import hashlib
 import json
-import os
-import platform
 import random
 import re
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from math import sqrt
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from langchain_core.documents import Document
+from machine import told_machine
 
 from qwenlong_graph import ReadingSettings, connect, create_memory_agent
 from qwenlong_graph.graph.agent import MemoryAgent
@@ -443,15 +441,8 @@ def main() -> None:
     asked = list(items(development=arguments.development))
     if arguments.quick:
         asked = [item for item in asked if item.number == 0]
-    machine = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-    versions = {name: version(name) for name in PACKAGES}
     seed = DEVELOPMENT_SEED if arguments.development else SEED
-    print(*(f"{key} {value}" for key, value in {**machine, **versions}.items()), sep=", ")
+    machine, versions = told_machine(PACKAGES)
     print(f"seed {seed}, {len(asked)} questions, model SmolLM2-135M-Instruct (embedded)")
     import tempfile
 

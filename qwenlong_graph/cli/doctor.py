@@ -9,13 +9,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from qwenlong_graph.cli.connecting import connection_options, fetch_embedded
 from qwenlong_graph.cli.estimate import in_words
-from qwenlong_graph.cli.options import Debug
+from qwenlong_graph.cli.options import ApiKey, Debug, ServedModel, Window
 from qwenlong_graph.cli.printing import (
     answer_console,
     counted,
@@ -25,6 +25,7 @@ from qwenlong_graph.cli.printing import (
 )
 from qwenlong_graph.cli.process import error_console, failures_told, prepare_process
 from qwenlong_graph.errors import QwenLongGraphError, RunInterruptedError
+from qwenlong_graph.models.server import is_address
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
@@ -84,21 +85,9 @@ def doctor(
             help='The address of a server, "embedded", "gguf:PATH" or "transformers:MODEL".',
         ),
     ] = "embedded",
-    served_model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Which of the server's models, where it has several."),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="QWENLONG_GRAPH_API_KEY",
-            metavar="KEY",
-            help="The server's key. Others on this machine can see options: prefer the variable.",
-        ),
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Context window to use, as for ask.")
-    ] = None,
+    served_model: ServedModel = None,
+    api_key: ApiKey = None,
+    window: Window = None,
     protocol: Annotated[
         str | None, typer.Option(metavar="[rewrite|extract]", help="As for ask.")
     ] = None,
@@ -122,12 +111,7 @@ def doctor(
         given = {} if protocol is None else {"protocol": protocol}
         examination = _Examination(
             target,
-            # A key in the environment must not keep a local model from starting.
-            {
-                "model": served_model,
-                "window": window,
-                "api_key": api_key if _is_address(target) else None,
-            },
+            connection_options(target, served_model=served_model, api_key=api_key, window=window),
             settings=ReadingSettings(**given),
             limit_s=timeout,
         )
@@ -144,10 +128,6 @@ def doctor(
         else:
             _write(answer_console(), *_summary(findings, code))
     raise typer.Exit(code)
-
-
-def _is_address(target: str) -> bool:
-    return target.startswith(("http://", "https://"))
 
 
 async def _shown(examination: _Examination, screen: _Screen) -> list[Finding]:
@@ -182,8 +162,15 @@ class _Examination:
 
         try:
             if self._target == "embedded":
-                await in_thread(lambda: _fetch_embedded(begins))
-            is_server = _is_address(self._target)
+                await in_thread(
+                    lambda: fetch_embedded(
+                        progress=lambda done, of: begins(
+                            f"fetching the embedded model, {done * 100 // of}%"
+                        ),
+                        converting=lambda: begins("converting the embedded model, once"),
+                    )
+                )
+            is_server = is_address(self._target)
             begins(f"{'connecting to' if is_server else 'starting'} {self._target}")
             limit_s = max(self._limit_s, _CONNECTING_S)
             model = await connect_within(limit_s, self._target, **self._connection)
@@ -208,19 +195,6 @@ class _Examination:
             async with aclosing(probes) as found:
                 async for finding in found:
                     yield finding
-
-
-def _fetch_embedded(begins: Callable[[str], None]) -> None:
-    """Fetches the embedded model here, so that there is one progress display, not two."""
-    from qwenlong_graph.models.fetching import embedded_model_path
-
-    # Without the extra, `connect` says what to install before anything is fetched.
-    if find_spec("xllamacpp") is not None:
-        what = "fetching the embedded model"
-        embedded_model_path(
-            progress=lambda done, of: begins(f"{what}, {done * 100 // of}%"),
-            converting=lambda *_: begins("converting the embedded model, once"),
-        )
 
 
 def _task(model: ConnectedModel, reading: ReadingSettings) -> ReadingTask:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qwenlong_graph.cli.options import DataDir, Debug
+from qwenlong_graph.cli.connecting import connection_options
+from qwenlong_graph.cli.options import ApiKey, DataDir, Debug, ServedModel, Window
 from qwenlong_graph.cli.printing import answer_console, counted, printable, write_json
 from qwenlong_graph.cli.process import error_console, failures_told, prepare_process
 
@@ -29,8 +30,6 @@ __all__ = ["DocumentEstimate", "Estimate", "estimate", "in_words"]
 
 # Stands in for the question, which is not known yet.
 _QUESTION = "What do these documents say about the matter, who is named, and when was it?"
-# Borders fall before a chunk is quite full; the graph estimates with the same share.
-_FILLED_SHARE = 0.92
 # Of a run's files as measured: a checkpoint without its memory, and a line of the journal.
 _CHECKPOINT_BYTES = 6_500
 _JOURNAL_BYTES = 400
@@ -80,17 +79,9 @@ def estimate(
         str,
         typer.Option(envvar="QWENLONG_GRAPH_MODEL", help="The model, as for ask."),
     ] = "embedded",
-    served_model: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Which of the server's models, where it has several."),
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar="QWENLONG_GRAPH_API_KEY", metavar="KEY", help="The server's key."),
-    ] = None,
-    window: Annotated[
-        int | None, typer.Option(metavar="TOKENS", help="Context window to use.")
-    ] = None,
+    served_model: ServedModel = None,
+    api_key: ApiKey = None,
+    window: Window = None,
     chunk_tokens: Annotated[
         int | None, typer.Option(metavar="TOKENS", help="Longest chunk.")
     ] = None,
@@ -123,10 +114,9 @@ def estimate(
             settings={name: value for name, value in given.items() if value is not None},
             connection={
                 "target": model,
-                "model": served_model,
-                "window": window,
-                # A key in the environment must not keep a local model from starting.
-                "api_key": api_key if model.startswith(("http://", "https://")) else None,
+                **connection_options(
+                    model, served_model=served_model, api_key=api_key, window=window
+                ),
             },
             data_dir=data_dir,
             is_calibrated=calibrate,
@@ -197,6 +187,7 @@ def _counted(
 ) -> Estimate:
     """All that can be told without asking the model anything."""
     from qwenlong_graph.documents.tokens import chars_per_token
+    from qwenlong_graph.reading.budget import FILLED_SHARE
     from qwenlong_graph.reading.loop import start_state
     from qwenlong_graph.reading.protocols import Chunk, protocol_named
 
@@ -207,7 +198,7 @@ def _counted(
         tokens = math.ceil(reference["chars"] / ratio)
         # What fits is one chunk, though a longer text fills its chunks less than wholly.
         fits = tokens <= budget.chunk_tokens
-        chunks = 1 if fits else math.ceil(tokens / (budget.chunk_tokens * _FILLED_SHARE))
+        chunks = 1 if fits else math.ceil(tokens / (budget.chunk_tokens * FILLED_SHARE))
         documents.append(
             DocumentEstimate(
                 title=reference["title"], chars=reference["chars"], tokens=tokens, chunks=chunks

@@ -7,8 +7,33 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["DataDir", "Debug"]
+__all__ = ["ApiKey", "DataDir", "Debug", "ServedModel", "Window"]
 
+ServedModel = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which of the server's models, where it serves several.",
+        rich_help_panel="Model",
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="QWENLONG_GRAPH_API_KEY",
+        metavar="KEY",
+        help="The server's key. Others on this machine can see options: prefer the variable.",
+        rich_help_panel="Model",
+    ),
+]
+Window = Annotated[
+    int | None,
+    typer.Option(
+        metavar="TOKENS",
+        help="Context window to use, prompt and output together; by default all of it.",
+        rich_help_panel="Model",
+    ),
+]
 DataDir = Annotated[
     Path | None,
     typer.Option(

@@ -35,8 +35,13 @@ from qwenlong_graph.models.calls import aask, ask, is_retryable
 from qwenlong_graph.models.connect import ConnectedModel
 from qwenlong_graph.models.limiter import HEALTH_TIMEOUT_S, Waiting
 from qwenlong_graph.reading.answers import check_answer, find_support
-from qwenlong_graph.reading.budget import Budget, ReadingSettings, derive_budget
-from qwenlong_graph.reading.evidence import SourceText, unverified_lines
+from qwenlong_graph.reading.budget import (
+    FILLED_SHARE,
+    Budget,
+    ReadingSettings,
+    derive_budget,
+)
+from qwenlong_graph.reading.evidence import SourceText, place_of, unverified_lines
 from qwenlong_graph.reading.loop import (
     Answer,
     Reply,
@@ -165,7 +170,9 @@ class ReadingNodes:
             task = self.task(core_question, instructions)
         first = self.store.open(self.store.collection(collection)[0])
         ratio = chars_per_token(first, task.count_tokens)
-        steps = max(1, math.ceil(collection["chars"] / (ratio * task.budget.chunk_tokens * 0.92)))
+        steps = max(
+            1, math.ceil(collection["chars"] / (ratio * task.budget.chunk_tokens * FILLED_SHARE))
+        )
         emit(
             {"type": "started", "strategy": strategy, "steps": steps, "chars": collection["chars"]}
         )
@@ -526,7 +533,7 @@ class ReadingNodes:
         self, references: Sequence[DocumentReference], evidence: Sequence[Evidence]
     ) -> list[SourceText]:
         """The texts of pieces of evidence, each place once, in reading order."""
-        places = sorted({_place(piece) for piece in evidence})
+        places = sorted({place_of(piece) for piece in evidence})
         return [
             SourceText(
                 document=document,
@@ -659,16 +666,12 @@ def _with(state: MemoryState, changes: dict[str, Any]) -> MemoryState:
 def _change(before: ReadingState, after: ReadingState) -> dict[str, Any]:
     """What a step changed: memory lines, and places ([document, start_char, end_char])."""
     old, new = Counter(before["memory"].splitlines()), Counter(after["memory"].splitlines())
-    held, places = ({_place(piece) for piece in state["evidence"]} for state in (before, after))
+    held, places = ({place_of(piece) for piece in state["evidence"]} for state in (before, after))
     return {
         "lines_added": list((new - old).elements()),
         "lines_removed": list((old - new).elements()),
         "places_added": [list(place) for place in sorted(places - held)],
     }
-
-
-def _place(piece: Evidence) -> tuple[int, int, int]:
-    return piece["document"], piece["start_char"], piece["end_char"]
 
 
 def _usage(state: MemoryState) -> Usage:

@@ -84,9 +84,9 @@ def ask(
         top_p,
         seed,
         repetition_penalty,
+        stop=stop,
         response_schema=response_schema,
     )
-    keywords["stop"] = list(stop) if stop else None
     given = [dict(message) for message in messages]
     limiter = _limiter_of(model)
     hearing = _Hearing(model, loop_span)
@@ -141,9 +141,9 @@ async def aask(
         top_p,
         seed,
         repetition_penalty,
+        stop=stop,
         response_schema=response_schema,
     )
-    keywords["stop"] = list(stop) if stop else None
     given = [dict(message) for message in messages]
     limiter = _limiter_of(model)
     hearing = _Hearing(model, loop_span)
@@ -307,6 +307,7 @@ def _prepared(
     seed: int | None,
     repetition_penalty: float | None,
     *,
+    stop: Sequence[str] | None,
     response_schema: dict[str, Any] | None,
 ) -> tuple[BaseChatModel, dict[str, Any]]:
     """The chat model to call and the keywords to call it with: only those it takes."""
@@ -348,6 +349,7 @@ def _prepared(
     }
     if "max_tokens" not in keywords:
         changed.update({name: max_tokens for name in _LIMIT_FIELDS if name in fields})
+    keywords["stop"] = list(stop) if stop else None
     return (chat.model_copy(update=changed) if changed else chat), keywords
 
 

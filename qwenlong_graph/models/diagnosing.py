@@ -20,7 +20,12 @@ from qwenlong_graph.errors import (
     QwenLongGraphError,
     SetupError,
 )
-from qwenlong_graph.reading.budget import Budget
+from qwenlong_graph.reading.budget import (
+    FILLED_SHARE,
+    SLACK_SHARE,
+    TEMPLATE_TOKENS_MIN,
+    Budget,
+)
 
 __all__ = [
     "MILLION",
@@ -56,12 +61,6 @@ __all__ = [
 ]
 
 MILLION = 1_000_000
-FILLED_SHARE = 0.92
-"""Borders fall before a chunk is quite full; the graph estimates with the same share."""
-
-# What `reading.budget` keeps for a template at least, and for counts that do not add up.
-TEMPLATE_TOKENS_MIN = 48
-SLACK_SHARE = 0.01
 # Nobody's reply to a sum ends so late.
 HIDDEN_TOKENS_MIN = 16
 CACHED_RATIO, UNCACHED_RATIO = 0.5, 0.8

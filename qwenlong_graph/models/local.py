@@ -16,8 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from langchain_core.messages import BaseMessage, UsageMetadata
-from langchain_core.messages.ai import OutputTokenDetails
+from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_huggingface import ChatHuggingFace, HuggingFacePipeline
 from pydantic import PrivateAttr
@@ -29,7 +28,7 @@ from qwenlong_graph.errors import (
     ModelRefusedError,
     SettingsError,
 )
-from qwenlong_graph.models.tgi_messages import Chunks, message_of
+from qwenlong_graph.models.tgi_messages import Chunks, message_of, usage_of
 from qwenlong_graph.models.tgi_prompt import ChatTemplate
 from qwenlong_graph.models.tgi_reply import Piece, Reply, Wanted
 from qwenlong_graph.models.tgi_wire import Final, TokenEvent
@@ -213,7 +212,9 @@ class ChatTransformers(ChatHuggingFace):
         with contextlib.closing(self._pieces(reply)) as all_found:
             for found in all_found:
                 yield from chunks.of(found)
-        yield chunks.last(usage=self._usage(reply), metadata=self._metadata(reply))
+        yield chunks.last(
+            usage=usage_of(reply, self._place.template), metadata=self._metadata(reply)
+        )
 
     @override
     async def _astream(
@@ -231,7 +232,9 @@ class ChatTransformers(ChatHuggingFace):
             async for found in all_found:
                 for chunk in chunks.of(found):
                     yield chunk
-        yield chunks.last(usage=self._usage(reply), metadata=self._metadata(reply))
+        yield chunks.last(
+            usage=usage_of(reply, self._place.template), metadata=self._metadata(reply)
+        )
 
     def _reply(
         self, messages: list[BaseMessage], stop: list[str] | None, options: Mapping[str, Any]
@@ -278,19 +281,10 @@ class ChatTransformers(ChatHuggingFace):
                         break
 
     def _result(self, reply: Reply, pieces: list[Piece]) -> ChatResult:
-        message = message_of(pieces, usage=self._usage(reply), metadata=self._metadata(reply))
-        return ChatResult(generations=[ChatGeneration(message=message)])
-
-    def _usage(self, reply: Reply) -> UsageMetadata:
-        read = reply.input_tokens
-        if read is None:
-            read = self._place.template.count_prompt(reply.prompt)
-        return UsageMetadata(
-            input_tokens=read,
-            output_tokens=reply.output_tokens,
-            total_tokens=read + reply.output_tokens,
-            output_token_details=OutputTokenDetails(reasoning=reply.thinking_tokens),
+        message = message_of(
+            pieces, usage=usage_of(reply, self._place.template), metadata=self._metadata(reply)
         )
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _metadata(self, reply: Reply) -> dict[str, Any]:
         return {

@@ -50,6 +50,7 @@ from qwenlong_graph.models.diagnosing import (
     thinking_problems,
     tokenizer_problems,
 )
+from qwenlong_graph.models.server import is_address
 from qwenlong_graph.models.thoughts import thoughts_of
 from qwenlong_graph.models.tokenizer import PROBE_TEXT
 from qwenlong_graph.reading.loop import call_seed, start_state
@@ -127,8 +128,7 @@ async def connect_within(limit_s: float, target: str, **options: Any) -> Connect
 
     Raises the `SetupError`s of `connect`.
     """
-    is_server = target.startswith(("http://", "https://"))
-    limit_s = limit_s if is_server else LOADING_S
+    limit_s = limit_s if is_address(target) else LOADING_S
     try:
         async with asyncio.timeout(limit_s):
             return await in_thread(lambda: connect(target, timeout_s=limit_s, **options))

@@ -13,12 +13,17 @@ from qwenlong_graph.models.tgi_wire import checked_address
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["CONNECT_TIMEOUT_S", "Server", "direct_mounts", "json_object"]
+__all__ = ["CONNECT_TIMEOUT_S", "Server", "direct_mounts", "is_address", "json_object"]
 
 PROBE_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 10
 
 _NOT_READY = frozenset({429, 500, 502, 503, 504})
+
+
+def is_address(target: str) -> bool:
+    """Whether a target of `connect` is a server's address, and not a model in this process."""
+    return target.startswith(("http://", "https://"))
 
 
 class Server:

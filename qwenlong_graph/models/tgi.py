@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.messages import AIMessage, BaseMessage, UsageMetadata
-from langchain_core.messages.ai import OutputTokenDetails
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
@@ -38,7 +37,7 @@ from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SecretStr, fi
 from typing_extensions import override
 
 from qwenlong_graph.errors import ModelOverloadedError, ModelUnavailableError, SettingsError
-from qwenlong_graph.models.tgi_messages import Chunks, message_of
+from qwenlong_graph.models.tgi_messages import Chunks, message_of, usage_of
 from qwenlong_graph.models.tgi_prompt import ChatTemplate, Prompt, load_template
 from qwenlong_graph.models.tgi_reply import Piece, Reply, Wanted
 from qwenlong_graph.models.tgi_wire import (
@@ -280,7 +279,7 @@ class ChatTGI(BaseChatModel):
         with contextlib.closing(self._pieces(reply)) as all_found:
             for found in all_found:
                 yield from chunks.of(found)
-        yield chunks.last(usage=_usage(reply, template), metadata=self._metadata(reply))
+        yield chunks.last(usage=usage_of(reply, template), metadata=self._metadata(reply))
 
     @override
     async def _astream(
@@ -297,7 +296,7 @@ class ChatTGI(BaseChatModel):
             async for found in all_found:
                 for chunk in chunks.of(found):
                     yield chunk
-        yield chunks.last(usage=_usage(reply, template), metadata=self._metadata(reply))
+        yield chunks.last(usage=usage_of(reply, template), metadata=self._metadata(reply))
 
     # --- tools and structured output ---
 
@@ -481,12 +480,7 @@ class ChatTGI(BaseChatModel):
         for step in reply.steps():
             with contextlib.closing(self._events(step.body)) as batches:
                 for events in batches:
-                    pieces: list[Piece] = []
-                    for event in events:
-                        pieces += step.feed(event)
-                        if step.is_settled:
-                            break
-                    if pieces:
+                    if pieces := step.feed_all(events):
                         yield pieces
                     if step.is_settled and step.final is None:
                         break  # leaving closes the stream
@@ -495,12 +489,7 @@ class ChatTGI(BaseChatModel):
         for step in reply.steps():
             async with contextlib.aclosing(self._aevents(step.body)) as batches:
                 async for events in batches:
-                    pieces: list[Piece] = []
-                    for event in events:
-                        pieces += step.feed(event)
-                        if step.is_settled:
-                            break
-                    if pieces:
+                    if pieces := step.feed_all(events):
                         yield pieces
                     if step.is_settled and step.final is None:
                         break  # leaving closes the stream
@@ -626,7 +615,9 @@ class ChatTGI(BaseChatModel):
         return response
 
     def _result(self, reply: Reply, pieces: list[Piece], template: ChatTemplate) -> ChatResult:
-        message = message_of(pieces, usage=_usage(reply, template), metadata=self._metadata(reply))
+        message = message_of(
+            pieces, usage=usage_of(reply, template), metadata=self._metadata(reply)
+        )
         return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _metadata(self, reply: Reply) -> dict[str, Any]:
@@ -646,18 +637,6 @@ class ChatTGI(BaseChatModel):
     async def aclose(self) -> None:
         """Closes the kept connections of the running event loop; later calls open new ones."""
         await self._kept.connections.aclose()
-
-
-def _usage(reply: Reply, template: ChatTemplate) -> UsageMetadata:
-    read = reply.input_tokens
-    if read is None:
-        read = template.count_prompt(reply.prompt)
-    return UsageMetadata(
-        input_tokens=read,
-        output_tokens=reply.output_tokens,
-        total_tokens=read + reply.output_tokens,
-        output_token_details=OutputTokenDetails(reasoning=reply.thinking_tokens),
-    )
 
 
 def _parameters(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,13 +14,14 @@ from langchain_core.messages import (
     ToolCall,
     UsageMetadata,
 )
+from langchain_core.messages.ai import OutputTokenDetails
 from langchain_core.messages.tool import invalid_tool_call, tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
-from qwenlong_graph.models.tgi_prompt import THINK_CLOSE
-from qwenlong_graph.models.tgi_reply import Piece
+from qwenlong_graph.models.tgi_prompt import THINK_CLOSE, ChatTemplate
+from qwenlong_graph.models.tgi_reply import Piece, Reply
 
-__all__ = ["Chunks", "message_of"]
+__all__ = ["Chunks", "message_of", "usage_of"]
 
 
 def message_of(
@@ -45,6 +46,19 @@ def message_of(
         invalid_tool_calls=broken,
         usage_metadata=usage,
         response_metadata=metadata,
+    )
+
+
+def usage_of(reply: Reply, template: ChatTemplate) -> UsageMetadata:
+    """What a reply cost; the prompt is counted here where the server does not tell."""
+    read = reply.input_tokens
+    if read is None:
+        read = template.count_prompt(reply.prompt)
+    return UsageMetadata(
+        input_tokens=read,
+        output_tokens=reply.output_tokens,
+        total_tokens=read + reply.output_tokens,
+        output_token_details=OutputTokenDetails(reasoning=reply.thinking_tokens),
     )
 
 

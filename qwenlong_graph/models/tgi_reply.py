@@ -10,7 +10,7 @@ tool's parameters. The server's prefix cache makes the repeated prompt cheap.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -97,6 +97,15 @@ class Step:
             if self.final.generated_tokens is not None:
                 self.tokens = self.final.generated_tokens
             pieces += self._reader.end()
+        return pieces
+
+    def feed_all(self, events: Iterable[TokenEvent]) -> list[Piece]:
+        """What these tokens add, up to the one that settles the reply."""
+        pieces: list[Piece] = []
+        for event in events:
+            pieces += self.feed(event)
+            if self.is_settled:
+                break
         return pieces
 
     @property

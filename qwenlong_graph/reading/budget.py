@@ -16,9 +16,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from qwenlong_graph.errors import QuestionError, SettingsError, WindowTooSmallError
 
 __all__ = [
+    "FILLED_SHARE",
     "MINIMUM_CHUNK_TOKENS",
     "MINIMUM_WINDOW",
     "REPAIR_TOKENS",
+    "SLACK_SHARE",
+    "TEMPLATE_TOKENS_MIN",
     "Budget",
     "ReadingSettings",
     "derive_budget",
@@ -37,9 +40,12 @@ _SHARES = {"rewrite": (0.33, 0.155, 0.5), "extract": (0.6, 0.2, 0.02)}
 
 _SIZES = {"chunk_tokens", "memory_tokens", "output_tokens"}
 
+FILLED_SHARE = 0.92
+"""Borders fall before a chunk is quite full: so much of `chunk_tokens` is read, for estimates."""
+
 # Token counts do not add up over joins, and a chat template adds its own frame.
-_SLACK_SHARE = 0.01
-_TEMPLATE_TOKENS = 48
+SLACK_SHARE = 0.01
+TEMPLATE_TOKENS_MIN = 48
 
 REPAIR_TOKENS = 192
 """Room that is kept for a request to mend an answer's form."""
@@ -153,9 +159,9 @@ def derive_budget(
     fixed = (
         frame_tokens
         + question_tokens
-        + max(_TEMPLATE_TOKENS, template_tokens)
+        + max(TEMPLATE_TOKENS_MIN, template_tokens)
         + REPAIR_TOKENS
-        + int(window * _SLACK_SHARE)
+        + int(window * SLACK_SHARE)
     )
     usable = window - fixed
     plan_tokens = max(32, min(512, usable // 50))

@@ -57,6 +57,7 @@ __all__ = [
     "line_key",
     "memory_lines",
     "normalise",
+    "place_of",
     "unverified_lines",
 ]
 
@@ -309,6 +310,11 @@ def _plain(line: str) -> str:
 def line_key(line: str) -> str:
     """Eight hex digits that name a memory line, whatever its bullet, spacing and emphasis."""
     return hashlib.sha256(_plain(line).encode("utf-8", "surrogatepass")).hexdigest()[:8]
+
+
+def place_of(piece: Evidence) -> tuple[int, int, int]:
+    """(document, start_char, end_char): what makes two pieces the same place, in reading order."""
+    return piece["document"], piece["start_char"], piece["end_char"]
 
 
 def memory_lines(memory: str) -> list[str]:

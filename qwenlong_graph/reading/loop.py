@@ -363,17 +363,19 @@ def _next_attempt(task: ReadingTask, request: Request, reply: Reply, reason: str
 
 def _room(task: ReadingTask, request: Request) -> int:
     """The tokens that the window leaves to the reply."""
-    content = sum(task.count_tokens(message["content"]) for message in request.messages)
     # The chat template's frame, and slack, for counts do not add up over joins; generously, since
     # a prompt that overflows would end the reading.
-    return task.budget.window - content - 256 - task.budget.window // 100
+    return task.budget.window - _content_tokens(task, request) - 256 - task.budget.window // 100
+
+
+def _content_tokens(task: ReadingTask, request: Request) -> int:
+    return sum(task.count_tokens(message["content"]) for message in request.messages)
 
 
 def _repair(task: ReadingTask, request: Request, *, reply: str, problem: str) -> list[Message]:
     """The repair prompt; the reply to mend is left out where the window cannot hold it again."""
     problem = task.clean(problem[:200])
-    content = sum(task.count_tokens(message["content"]) for message in request.messages)
-    room = task.budget.window - content - request.max_tokens - 64
+    room = task.budget.window - _content_tokens(task, request) - request.max_tokens - 64
     if task.count_tokens(reply) + task.count_tokens(problem) + REPAIR_TOKENS // 2 > room:
         reply = "(a reply in the wrong form)"
     return repair_prompt(request.messages, reply=task.clean(reply), problem=problem)

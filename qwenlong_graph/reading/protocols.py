@@ -20,6 +20,7 @@ from qwenlong_graph.reading.evidence import (
     align_memory,
     line_key,
     memory_lines,
+    place_of,
     unverified_lines,
 )
 from qwenlong_graph.reading.prompts import (
@@ -239,8 +240,8 @@ class RewriteProtocol:
         evidence = align_memory(memory, previous=state["evidence"], chunk=chunk.source(), held=held)
         if state["evidence"] and not evidence:
             raise BadReply("the memory dropped every proven line and brought none")
-        before = {_place(piece) for piece in state["evidence"]}
-        added = sum(_place(piece) not in before for piece in evidence)
+        before = {place_of(piece) for piece in state["evidence"]}
+        added = sum(place_of(piece) not in before for piece in evidence)
         after = ReadingState(memory=memory, plan=plan, evidence=evidence, tally=state["tally"])
         return Update(after, kind, added)
 
@@ -402,10 +403,6 @@ def protocol_named(name: str) -> ReadingProtocol:
     if name == "extract":
         return ExtractProtocol()
     raise SettingsError(f'There is no reading protocol "{name}": choose "rewrite" or "extract".')
-
-
-def _place(piece: Evidence) -> tuple[int, int, int]:
-    return piece["document"], piece["start_char"], piece["end_char"]
 
 
 def _lines(memory: str) -> list[str]:

@@ -18,10 +18,14 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "embedded_quality.py"
 
 @pytest.fixture(scope="module")
 def bench():
+    sys.path.insert(0, str(SCRIPT.parent))  # as where it is run as a program
     spec = importlib.util.spec_from_file_location("embedded_quality", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
     yield module
     del sys.modules[spec.name]
 

@@ -1,0 +1,38 @@
+"""From the options that name a model to what `connect` takes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qwenlong_graph.models.server import is_address
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["connection_options", "fetch_embedded"]
+
+
+def connection_options(
+    model: str, *, served_model: str | None, api_key: str | None, window: int | None
+) -> dict[str, Any]:
+    """The keywords of `connect(model, ...)`."""
+    return {
+        "model": served_model,
+        "window": window,
+        # A key that stands in the environment must not keep a local model from starting.
+        "api_key": api_key if is_address(model) else None,
+    }
+
+
+def fetch_embedded(*, progress: Callable[[int, int], None], converting: Callable[[], None]) -> None:
+    """Fetches the embedded model here and not in `connect`, so that there is one progress display.
+
+    Without the extra nothing is fetched: `connect` says what to install.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("xllamacpp") is None or find_spec("langchain_openai") is None:
+        return
+    from qwenlong_graph.models.fetching import embedded_model_path
+
+    embedded_model_path(progress=progress, converting=lambda *_: converting())
