@@ -173,7 +173,8 @@ def _estimate(
                 estimated,
                 output_tokens=output_tokens * estimated.calls,
                 seconds=round(seconds * estimated.calls, 3),
-                seconds_per_chunk=round(seconds, 3),
+                # Not to the millisecond: a quick server takes two or three for a chunk.
+                seconds_per_chunk=round(seconds, 6),
             )
     return estimated
 
