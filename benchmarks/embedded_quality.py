@@ -1,6 +1,6 @@
 """What the embedded model gets right over long documents, by four ways of reading, side by side.
 
-Run: python benchmarks/embedded_quality.py [--cells FILE] [--json FILE] [--development] [--quick]
+Run: python benchmarks/embedded_quality.py [--cells FILE] [--json FILE] [--kinds KIND...]
 
 Invented sentences are planted in real addresses of 21,000 to 30,000 tokens, and the same model is
 asked about them. A full run takes hours on two cores; with `--cells` each answer is kept as it
@@ -18,6 +18,7 @@ import random
 import re
 import sys
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
@@ -35,7 +36,6 @@ from qwenlong_graph.reading.answers import NOT_FOUND_ANSWER
 from qwenlong_graph.reading.evidence import memory_lines
 from qwenlong_graph.reading.prompts import says_not_found
 from qwenlong_graph.reading.relevance import sentences_of
-from qwenlong_graph.reading.replies import trim_to_tokens
 
 HERE = Path(__file__).parent
 DATA = HERE / "data"
@@ -248,12 +248,19 @@ class Reader:
         if method in ("extract", "rewrite"):
             return self.agents[method], item.text
         if method == "truncation":
-            cut = trim_to_tokens(item.text, max_tokens=WINDOW_TOKENS, count_tokens=count)
+            cut = beginning(item.text, max_tokens=WINDOW_TOKENS, count_tokens=count)
             return self.agents["one pass"], cut
         found = best_passages(
             item.text, item.question, max_tokens=PASSAGES_TOKENS, count_tokens=count
         )
         return self.agents["one pass" if method == "bm25" else "extract"], found
+
+
+def beginning(text: str, *, max_tokens: int, count_tokens: Any) -> str:
+    """As many whole sentences from the start of `text` as fit."""
+    ends = [end for _, end in sentences_of(text)]
+    fitting = bisect_right(ends, max_tokens, key=lambda end: count_tokens(text[:end]))
+    return text[: ends[fitting - 1]]
 
 
 def best_passages(text: str, question: str, *, max_tokens: int, count_tokens: Any) -> str:
@@ -435,10 +442,13 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, metavar="FILE", help="keep each answer, and go on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also save the measures here")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--development", action="store_true", help="other sentences, to tune with")
     parser.add_argument("--quick", action="store_true", help="one item of each kind")
     arguments = parser.parse_args()
-    asked = list(items(development=arguments.development))
+    asked = [
+        item for item in items(development=arguments.development) if item.kind in arguments.kinds
+    ]
     if arguments.quick:
         asked = [item for item in asked if item.number == 0]
     seed = DEVELOPMENT_SEED if arguments.development else SEED

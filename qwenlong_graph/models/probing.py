@@ -267,8 +267,14 @@ class _Probes:
         else:
             system = "unknown"
             if heard.input_tokens and plain.input_tokens:
+                expected = await self._counted(_SYSTEM) // 2
                 added = heard.input_tokens - plain.input_tokens
-                system = "accepted" if added >= await self._counted(_SYSTEM) // 2 else "dropped"
+                if added < expected:
+                    # It may have taken the place of a system message that the template sends
+                    # where there is none.
+                    brief = await self._brief([{"role": "system", "content": "x"}, *messages])
+                    added = heard.input_tokens - (brief.input_tokens or heard.input_tokens)
+                system = "accepted" if added >= expected else "dropped"
         empty = self._chunk("")
         frame = self._protocol.update_messages(self._task, start_state(), empty)[0]["content"]
         self._frame_tokens = await self._counted(frame) + max(0, tokens or 0)

@@ -243,6 +243,22 @@ class TestOfSystemMessages:
         findings = self.heard(told=AIMessage("x", usage_metadata=usage))
         assert findings["template"].measured.system == "dropped"
 
+    def test_one_that_replaces_a_default_is_accepted(self):
+        # As SmolLM2's template: without a system message, it sends one of its own.
+        default = "You are a helpful assistant, made by people who like long introductions."
+
+        def reply(prompt):
+            system, *rest = model.chat.prompts[-1]
+            sent = [system.text if rest else default, (rest or [system])[0].text]
+            tokens = 8 + sum(map(count_words, sent))
+            usage = {"input_tokens": tokens, "output_tokens": 1, "total_tokens": tokens + 1}
+            said = replied(prompt)
+            return AIMessage(said, usage_metadata=usage) if prompt == "x" else said
+
+        model = engine(reply)
+        findings = examined(model)
+        assert findings["template"].measured.system == "accepted"
+
 
 THOUGHTS = "Two and three, let me see, that would be one more than four, and so it is five."
 

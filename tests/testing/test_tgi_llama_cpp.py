@@ -223,7 +223,8 @@ class TestTheEmbeddedModel:
         }
         with serve(double) as url, httpx.Client(base_url=url, timeout=60) as client:
             with client.stream("POST", "/generate_stream", json=body) as response:
-                next(response.iter_lines())
+                lines = response.iter_lines()  # held: a dropped iterator closes the connection
+                next(lines)
                 assert generate(url).status_code == 429
             double.wait_idle()
             assert generate(url, max_new_tokens=3).is_success

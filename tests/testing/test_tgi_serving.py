@@ -101,7 +101,8 @@ def test_one_that_leaves_early_is_counted_and_its_reply_is_spent():
     double = TgiDouble([" the" * 3000, "Second."], token_s=0.001)
     with serve(double) as url, httpx.Client(base_url=url) as client:
         with client.stream("POST", "/generate_stream", json={"inputs": "a"}) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # held: a dropped iterator closes the connection
+            next(lines)
         double.wait_idle()
         assert generate(url).json()["generated_text"] == "Second."
     assert (double.cancelled, double.answered) == (1, 1)
