@@ -265,11 +265,14 @@ def transport_error(address: str, error: httpx.HTTPError) -> ModelUnavailableErr
 
 def timeout_error(address: str, seconds: float) -> ModelUnavailableError:
     """For a stream that is open, and perhaps sends comments, but no tokens."""
-    return ModelUnavailableError(
+    error = ModelUnavailableError(
         f"Generating with TGI at {address}: no token came for {seconds:g} s, so the stream was "
         "given up. The server may be stuck, or its queue longer than that: check it, or raise "
         "token_timeout_s."
     )
+    # By its cause it is known as a sign of overload.
+    error.__cause__ = TimeoutError(f"no token for {seconds:g} s")
+    return error
 
 
 def redirect_error(address: str, location: str | None) -> ModelRefusedError:
@@ -299,16 +302,22 @@ def checked_address(address: str) -> str:
     """The server's address without a trailing slash or `/v1`. Raises `SettingsError`."""
     import httpx
 
+    has_user = SettingsError(
+        "The address of the server holds a user name or password, or an @ that makes it look so. "
+        "Leave it out, and pass the server's key as api_key."
+    )
     try:
         parsed = httpx.URL(address)
     except httpx.InvalidURL as error:
+        if "@" in address:
+            # The library's own words may quote a part of the password.
+            raise has_user from None
         raise SettingsError(f"{address!r} is no valid address: {error}.") from error
     if parsed.userinfo:
-        raise SettingsError(
-            "The address of the server holds a user name or password. "
-            "Leave it out, and pass the server's key as api_key."
-        )
+        raise has_user
     if parsed.scheme not in {"http", "https"} or not parsed.host or parsed.query or parsed.fragment:
+        if "@" in address:
+            raise has_user
         raise SettingsError(
             f"{address!r} is no server's address. It looks like http://HOST:PORT, with no query."
         )

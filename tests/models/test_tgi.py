@@ -35,8 +35,9 @@ from qwenlong_graph.errors import (
     ModelUnavailableError,
     SettingsError,
 )
-from qwenlong_graph.models.calls import ask, is_retryable
+from qwenlong_graph.models.calls import aask, ask, is_retryable
 from qwenlong_graph.models.connect import ConnectedModel
+from qwenlong_graph.models.limiter import limiter_for
 from qwenlong_graph.models.tgi import ChatTGI
 from qwenlong_graph.testing.tgi import (
     BadGateway,
@@ -419,7 +420,7 @@ def test_a_failure_is_never_a_reply(
 
 @pytest.mark.parametrize("fault", [Fail(500), NoAnswer(), CutAfter(3), BadGateway(), Garbage()])
 def test_a_failure_without_a_stream_is_never_a_reply(fault: Fault, tokenizer: str) -> None:
-    double = TgiDouble(["A reply of several words."], faults={1: fault})
+    double = TgiDouble(["A reply of several words."] * 2, faults={1: fault})
     with serve(double) as url:
         chat = ChatTGI(
             base_url=url, tokenizer=tokenizer, token_timeout_s=0.4, disable_streaming=True
@@ -427,10 +428,19 @@ def test_a_failure_without_a_stream_is_never_a_reply(fault: Fault, tokenizer: st
         with pytest.raises(ModelUnavailableError):
             chat.invoke("Hi")
         assert chat.invoke("Hi").text == "A reply of several words."
-        assert (
-            asyncio.run(chat.ainvoke("Hi")).text == "A reply of several words." if False else True
-        )
+        assert asyncio.run(chat.ainvoke("Hi")).text == "A reply of several words."
     assert {request.path for request in double.requests} == {"/generate"}
+
+
+@ways
+@pytest.mark.parametrize("fault", [CommentsOnly(2), Silence(2)])
+def test_silence_is_known_by_its_cause(ask: Ask, fault: Fault, tokenizer: str) -> None:
+    with serve(TgiDouble(["A reply of several words."], faults={1: fault})) as url:
+        chat = ChatTGI(base_url=url, tokenizer=tokenizer, token_timeout_s=0.2)
+        with pytest.raises(ModelUnavailableError) as caught:
+            ask(chat)
+        assert "Timeout" in type(caught.value.__cause__).__name__
+        chat.close()
 
 
 @ways
@@ -728,24 +738,48 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
 # --- from where the package calls it ---
 
 
+QUESTION: list[Message] = [{"role": "user", "content": "Hi"}]
+
+
+def connected(chat: ChatTGI) -> ConnectedModel:
+    return ConnectedModel(
+        chat=chat,
+        window=8192,
+        count_tokens=chat.get_num_tokens,
+        special_tokens=(),
+        engine="tgi",
+        concurrency=4,
+        model_name="double",
+    )
+
+
+@pytest.mark.parametrize("fault", [CommentsOnly(), NoAnswer()])
+@pytest.mark.parametrize("is_async", [False, True])
+def test_silence_counts_as_overload(fault: Fault, is_async: bool, tokenizer: str) -> None:
+    with serve(TgiDouble(["a"], faults={1: fault})) as url:
+        chat = ChatTGI(base_url=url, tokenizer=tokenizer, token_timeout_s=0.2)
+        model = connected(chat)
+
+        def asked() -> object:
+            if is_async:
+                return asyncio.run(aask(model, QUESTION, max_tokens=9))
+            return ask(model, QUESTION, max_tokens=9)
+
+        with pytest.raises(ModelUnavailableError):
+            asked()
+        chat.close()
+        assert limiter_for(url).limit == 2
+
+
 def test_the_package_passes_its_settings_and_knows_the_errors(tokenizer: str) -> None:
     double = TgiDouble(['{"a": 1}', "b"], faults={2: Fail(503)})
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    question: list[Message] = [{"role": "user", "content": "Hi"}]
     with serve(double) as url:
         chat = ChatTGI(base_url=url, tokenizer=tokenizer)
-        model = ConnectedModel(
-            chat=chat,
-            window=8192,
-            count_tokens=chat.get_num_tokens,
-            special_tokens=(),
-            engine="tgi",
-            concurrency=1,
-            model_name="double",
-        )
+        model = connected(chat)
         reply = ask(
             model,
-            question,
+            QUESTION,
             max_tokens=20,
             temperature=0.5,
             top_p=0.9,
@@ -754,7 +788,7 @@ def test_the_package_passes_its_settings_and_knows_the_errors(tokenizer: str) ->
             response_schema=schema,
         )
         with pytest.raises(ModelUnavailableError) as caught:
-            ask(model, question, max_tokens=20)
+            ask(model, QUESTION, max_tokens=20)
     assert is_retryable(caught.value)
     assert reply.text == '{"a": 1}'
     assert not reply.is_truncated

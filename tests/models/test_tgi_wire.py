@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import traceback
 from typing import Any
 
 import pytest
@@ -188,6 +189,34 @@ def test_what_is_no_servers_address_is_refused(address: str) -> None:
     with pytest.raises(SettingsError) as caught:
         checked_address(address)
     assert "u:p" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:hunter@host",
+        "http://user:hunter@host:port",
+        "http://user:hunter@[::1",
+        "http://user:hunter/x@host",
+        "http://user:hunter#x@host",
+        "http://user:hunter@host\x00",
+        "http:user:hunter@host",
+        "//user:hunter@host",
+        "user:hunter@host:8080",
+        "ftp://user:hunter@host/?a",
+    ],
+)
+def test_an_error_shows_no_user_name_and_no_password(address: str) -> None:
+    with pytest.raises(SettingsError, match="api_key") as caught:
+        checked_address(address)
+    shown = "".join(traceback.format_exception_only(caught.value))
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+    for hidden in ("user:", "hunter"):
+        assert hidden not in shown
+
+
+def test_an_at_sign_in_a_path_is_no_user_name() -> None:
+    assert checked_address("http://host/models/@main/") == "http://host/models/@main"
 
 
 def test_a_whole_reply_gives_the_tokens_of_a_stream() -> None:

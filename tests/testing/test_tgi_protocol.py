@@ -11,6 +11,7 @@ import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import processors
 
 from qwenlong_graph.testing.scripted import ScriptExhaustedError
 from qwenlong_graph.testing.tgi import TgiDouble, serve, small_tokenizer
@@ -526,6 +527,21 @@ def test_the_tokens_of_a_text_are_the_text(text):
     assert "".join(token.text for token in tokens) == text
     places = VOCABULARY.places(text, add_special_tokens=False)
     assert [token.id for token in tokens] == [place.id for place in places]
+
+
+def test_as_in_tgi_a_request_cannot_leave_out_the_token_at_the_beginning():
+    tokenizer = small_tokenizer()
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
+    )
+    with serve(TgiDouble([], tokenizer=tokenizer)) as url:
+        body = {"inputs": "the", "add_special_tokens": False, "parameters": {"truncate": 1}}
+        raw = [token["id"] for token in post(url, "/tokenize", body).json()]
+        asked = {"messages": USER, "add_special_tokens": True}
+        templated = post(url, "/chat_tokenize", asked).json()["tokenize_response"]
+    assert raw == [end, tokenizer.convert_tokens_to_ids("the")]
+    assert end not in [token["id"] for token in templated]
 
 
 def test_a_character_of_several_tokens_comes_with_the_last_of_them():

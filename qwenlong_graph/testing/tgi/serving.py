@@ -203,7 +203,9 @@ class _Line:
 
 
 def _bound(port: int) -> socket.socket:
-    bound = socket.socket()
+    # asyncio sends small writes at once (TCP_NODELAY) only where the protocol is named; otherwise
+    # each answer on a kept connection waits 40 ms for the client's receipt.
+    bound = socket.socket(proto=socket.IPPROTO_TCP)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     bound.bind(("127.0.0.1", port))
     return bound

@@ -50,7 +50,10 @@ class Task:
 
     @property
     def adds_special_tokens(self) -> bool:
-        """A chat template writes the special tokens itself."""
+        """A chat template writes the special tokens itself.
+
+        No request decides it: TGI has a field of this name, and does not read it from the body.
+        """
         return not self.is_chat
 
 
