@@ -10,7 +10,7 @@ import httpx
 from pydantic import SecretStr
 
 from qwenlong_graph.errors import MissingExtraError
-from qwenlong_graph.models.discovery import ServerFacts
+from qwenlong_graph.models.discovery import TRANSFORMERS_SERVE, ServerFacts
 from qwenlong_graph.models.server import CONNECT_TIMEOUT_S, Server, direct_mounts
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ def chat_for(
         )
     if facts.engine == "ollama":
         return _chat_ollama(server, facts, window=window, timeout_s=timeout_s)
-    return _chat_openai(server, facts.model_name, timeout_s=timeout_s)
+    return _chat_openai(server, facts, timeout_s=timeout_s)
 
 
-def _chat_openai(server: Server, name: str, *, timeout_s: float) -> BaseChatModel:
+def _chat_openai(server: Server, facts: ServerFacts, *, timeout_s: float) -> BaseChatModel:
     import openai
     from langchain_openai import ChatOpenAI
 
@@ -94,7 +94,7 @@ def _chat_openai(server: Server, name: str, *, timeout_s: float) -> BaseChatMode
     is_known = "stream_chunk_timeout" in ChatOpenAI.model_fields
     newer: dict[str, Any] = {"stream_chunk_timeout": timeout_s} if is_known else {}
     chat = ChatOpenAI(
-        model=name,
+        model=facts.model_name,
         base_url=f"{server.url}/v1",
         # Without a key of its own the client library would send the one of the environment.
         api_key=SecretStr(server.api_key or "none"),
@@ -102,6 +102,8 @@ def _chat_openai(server: Server, name: str, *, timeout_s: float) -> BaseChatMode
         timeout=timeout,
         max_retries=0,
         stream_usage=True,
+        # It knows streams only.
+        streaming=facts.engine == TRANSFORMERS_SERVE,
         use_responses_api=False,
         http_client=openai.DefaultHttpxClient(**shared),
         http_async_client=openai.DefaultAsyncHttpxClient(**shared),

@@ -67,8 +67,8 @@ def ask(
 
     A long reply is streamed where chat model and server can. The stream is closed as soon as it
     repeats itself without end over `loop_span` words, which frees the server for the next one; the
-    reply says so. `repetition_penalty` and `response_schema` (a JSON schema) are left out where
-    the chat model does not take them, so the reply still has to be checked.
+    reply says so. `repetition_penalty`, `stop` and `response_schema` (a JSON schema) are left out
+    where chat model or server do not take them, so the reply still has to be checked.
 
     Requests to one server share its limiter. Where a server fails, it is waited for up to
     `patience_s` seconds before the error is raised, so that a retry finds it there again;
@@ -89,7 +89,7 @@ def ask(
     )
     given = [dict(message) for message in messages]
     limiter = _limiter_of(model)
-    hearing = _Hearing(model, loop_span)
+    hearing = _Hearing(model, loop_span, max_tokens)
     try:
         with limiter.slot() if limiter else contextlib.nullcontext():
             if _is_streamed(model, chat, max_tokens):
@@ -146,7 +146,7 @@ async def aask(
     )
     given = [dict(message) for message in messages]
     limiter = _limiter_of(model)
-    hearing = _Hearing(model, loop_span)
+    hearing = _Hearing(model, loop_span, max_tokens)
     try:
         async with limiter.aslot() if limiter else contextlib.nullcontext():
             if _is_streamed(model, chat, max_tokens):
@@ -336,6 +336,10 @@ def _prepared(
     if "BaseChatOpenAI" in lineage:
         if repetition_penalty is not None and model.engine in _PENALTY_FIELDS:
             extra[_PENALTY_FIELDS[model.engine]] = repetition_penalty
+        if model.engine == "transformers serve":
+            # It knows the older name only, and a stop string makes it fall silent.
+            extra["max_tokens"] = max_tokens
+            stop = None
         if response_schema is not None:
             # As its own argument it would make the client parse the reply, and raise where the
             # reply was cut.
@@ -375,8 +379,9 @@ _REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "done")
 class _Hearing:
     """Takes a reply, whole or in the chunks of a stream, and listens for repetition."""
 
-    def __init__(self, model: ConnectedModel, loop_span: int) -> None:
+    def __init__(self, model: ConnectedModel, loop_span: int, max_tokens: int) -> None:
         self._model = model
+        self._max_tokens = max_tokens
         self._detector = RepetitionDetector(span=loop_span)
         self._texts: list[str] = []
         self._thoughts: list[str] = []
@@ -418,6 +423,7 @@ class _Hearing:
                 f"Calling {self._model.model_name}: the reply broke off before its end. "
                 "Check that the server is up and not restarting, then try again."
             )
+        is_truncated = is_truncated or self._fills_limit()
         split = split_thoughts("".join(self._texts))
         thoughts = "\n".join(part for part in ("".join(self._thoughts), split.thoughts) if part)
         usage = self._usage
@@ -434,6 +440,17 @@ class _Hearing:
             is_thinking_cut=self._is_thinking_cut or split.is_open or is_silent,
             is_loop=is_loop,
         )
+
+    def _fills_limit(self) -> bool:
+        """Whether a reply is as long as it may be, of a server that tells no counts.
+
+        `transformers serve` says of every reply that it came to its end.
+        """
+        if self._usage is not None or not self._texts:
+            return False
+        tokens = self._model.count_tokens("".join([*self._thoughts, *self._texts]))
+        # A text need not be cut into the tokens again that it was made of.
+        return tokens >= self._max_tokens - self._max_tokens // 50
 
 
 def _sum(left: UsageMetadata | None, right: UsageMetadata) -> UsageMetadata:
@@ -485,6 +502,8 @@ _BY_NAME: dict[str, type[ModelError]] = {
     "huggingface_hub.OverloadedError": ModelOverloadedError,
     "huggingface_hub.TextGenerationError": ModelUnavailableError,
     "huggingface_hub.ValidationError": ModelRefusedError,
+    # Without a status it is an error inside a stream.
+    "ollama.ResponseError": ModelUnavailableError,
     "requests.RequestException": ModelUnavailableError,
     "requests.InvalidURL": ModelRefusedError,
     "requests.InvalidSchema": ModelRefusedError,
@@ -549,12 +568,19 @@ def _kind(error: Exception, status: int | None, words: str) -> type[ModelError] 
     return by_name
 
 
+_NO_ANSWER = (
+    "Unexpected response type",  # langchain-openai
+    "No generations found in stream",  # langchain-core, where `invoke` streams inside
+    "No data received from Ollama stream",  # langchain-ollama
+)
+
+
 def _is_malformed_answer(error: Exception) -> bool:
-    """How langchain-openai reports a body of status 200 that is no chat completion."""
+    """How LangChain's adapters report an answer of status 200 that is none, or is empty."""
     first = error.args[0] if error.args else None
     if type(error) is ValueError:
         is_error_body = isinstance(first, dict) and "message" in first
-        return is_error_body or str(error).startswith("Unexpected response type")
+        return is_error_body or str(error).startswith(_NO_ANSWER)
     return (
         type(error) in {TypeError, KeyError}
         and "esponse" in str(first)

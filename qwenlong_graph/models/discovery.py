@@ -6,6 +6,7 @@ something else. Nothing is guessed: what a server does not tell is None in what 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,10 +27,11 @@ from qwenlong_graph.reading.budget import sliced_window
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["ServerFacts", "discover"]
+__all__ = ["TRANSFORMERS_SERVE", "ServerFacts", "discover"]
 
 # Requests at once that a server of unknown capacity is trusted with.
 UNKNOWN_CONCURRENCY = 4
+TRANSFORMERS_SERVE = "transformers serve"
 TGI_SLICE_TOKENS = 1_024
 
 
@@ -306,6 +308,11 @@ def _ollama_probe_count(server: Server, name: str, timeout_s: float, window: int
 
 def _openai_compatible(server: Server, model: str | None, timeout_s: float) -> ServerFacts:
     entries = _models(server)
+    if model is not None and _names(entries) and model not in _names(entries):
+        served = _transformers_serve(server, model, timeout_s)
+        if served is None:
+            raise _not_served(server, model, _names(entries))
+        return served
     name = _chosen(server, model, _names(entries))
     entry = _entry(entries, name)
     told = _positive(entry.get("max_model_len"))
@@ -335,6 +342,34 @@ def _openai_compatible(server: Server, model: str | None, timeout_s: float) -> S
         more["probe_count"], more["probes_twice"] = lambda window: count(PROBE_TEXT), False
         more["template_tokens"] = _template_tokens(server, name, x_tokens=count("x"))
     return replace(facts, **more)
+
+
+def _transformers_serve(server: Server, name: str, timeout_s: float) -> ServerFacts | None:
+    """`transformers serve` lists models that it suggests, and loads whichever it is asked for.
+
+    It tells neither window nor usage, and every reply ends with "stop", cut or not.
+    """
+
+    body = {"model": name, "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    ask = partial(server.ask, "/v1/chat/completions", {**body, "stream": True}, timeout_s=timeout_s)
+
+    def served(response: httpx.Response | None) -> str:
+        # Only its replies name the revision; others answer any name with the model they have.
+        told = re.search(r'"model":\s*("(?:[^"\\]|\\.)*")', response.text) if response else None
+        return str(json.loads(told[1])).rpartition("@")[0] if told else ""
+
+    if served(_optional(ask)) != name:
+        return None
+    return ServerFacts(
+        engine=TRANSFORMERS_SERVE,
+        model_name=name,
+        identity=name,
+        identify=lambda: served(ask()),
+        # Its requests share one cache of keys and values.
+        concurrency=1,
+        probe_count=lambda window: None,
+        tokenizer_source=name,
+    )
 
 
 def _vllm(server: Server, window: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from qwenlong_graph import connect
 from qwenlong_graph.errors import (
     ConnectionSetupError,
     MissingExtraError,
+    ModelUnavailableError,
     RunChangedError,
     SettingsError,
     WindowTooSmallError,
@@ -356,3 +358,59 @@ class TestOllama:
 def test_the_probe_is_told_apart_by_the_tokenizers_used_here(folder):
     """Else none of the tests above would show anything."""
     assert count(PROBE_TEXT) > 100
+
+
+def serving(*, revision="@main"):
+    """As `transformers serve` answers: in streams only, without usage, always with "stop"."""
+
+    def answer(body):
+        if body["model"] == "/missing":
+            return Answer("Internal Server Error", status=500, content_type="text/plain")
+        served = f"{body['model']}{revision}"
+        chunk = {"id": "1", "object": "chat.completion.chunk", "created": 1, "model": served}
+        words = ["one", " two", " three", " four"][: body.get("max_tokens", 1_024)]
+        choices = [{"index": 0, "delta": {"content": word}} for word in words]
+        choices.append({"index": 0, "delta": {}, "finish_reason": "stop"})
+        events = (json.dumps({**chunk, "choices": [choice]}) for choice in choices)
+        return Answer(
+            "".join(f"data: {event}\n\n" for event in events), content_type="text/event-stream"
+        )
+
+    listed = ["Menlo/Jan-nano", "Qwen/Qwen2.5-7B-Instruct"]
+    return stub_server(
+        {"/v1/models": models(*({"id": name} for name in listed)), "/v1/chat/completions": answer}
+    )
+
+
+class TestTransformersServe:
+    def test_it_is_known_by_its_replies_and_needs_a_window(self, folder):
+        with serving() as (url, _):
+            model = connect(url, model=str(folder), window=4_096)
+            model.check_unchanged()
+            with pytest.raises(SettingsError, match="does not tell window"):
+                connect(url, model=str(folder))
+        assert (model.engine, model.window, model.concurrency) == ("transformers serve", 4_096, 1)
+        assert model.count_tokens("a b") == count("a b")
+        assert "could not be checked" in model.notes[0]
+        with pytest.raises(ModelUnavailableError):
+            model.check_unchanged()
+
+    def test_a_cut_reply_is_known_though_the_server_says_stop(self, folder):
+        with serving() as (url, requests):
+            model = connect(url, model=str(folder), window=4_096)
+            limit = count("one two")
+            replies = [ask(model, HELLO, max_tokens=tokens, stop=["x"]) for tokens in (2, 200)]
+            sent = requests[-1][2]
+        assert limit >= 2
+        assert [reply.is_truncated for reply in replies] == [True, False]
+        assert replies[1].text == "one two three four"
+        assert sent["max_tokens"] == 200
+        assert "stop" not in sent
+
+    @pytest.mark.parametrize("name", ["/missing", "Qwen/Qwen3-4B"])
+    def test_a_server_that_gives_another_model_or_none_is_refused(self, name):
+        with (
+            serving(revision="") as (url, _),
+            pytest.raises(ConnectionSetupError, match="not serve"),
+        ):
+            connect(url, model=name, window=4_096)
