@@ -7,6 +7,10 @@ MODEL := embedded
 PYTHON ?= python3
 VENV := .venv
 
+# Name a PyTorch here and the tests that need one run too: make test TORCH=torch==2.13.0
+# It is not asked for by itself, since what PyPI gives for Linux has several GB.
+TORCH ?=
+
 # Taken literally, so that a "$" in a question reaches the program and no shell sees a quote in it.
 override QUESTION := $(value QUESTION)
 override FILE := $(value FILE)
@@ -23,7 +27,7 @@ help: ## List the targets
 ask: $(VENV)/.installed ## Ask the example document a question (QUESTION=... FILE=... MODEL=...)
 	@$(VENV)/bin/qwenlong-graph ask "$$QUESTION" "$$FILE" --model "$$MODEL"
 
-test: lint types ## Run the linter, the type checker and all tests
+test: lint types $(if $(TORCH),$(VENV)/.installed-torch) ## Run the linter, the type checker and all tests (TORCH=torch)
 	@$(VENV)/bin/pytest
 
 lint: $(VENV)/.installed-dev ## Check style and format
@@ -59,6 +63,11 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.created
 	@echo "Installing qwenlong-graph and its tests into $(VENV); the first time this takes a few minutes."
 	@$(PIP_INSTALL) --editable '.[embedded,dev]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-torch: $(VENV)/.installed-dev
+	@echo "Installing $(TORCH)"
+	@$(PIP_INSTALL) '$(TORCH)' --editable '.[embedded,dev,transformers]' fastapi
+	@touch $@
 
 $(VENV)/.created:
 	@command -v "$(PYTHON)" >/dev/null || { \
