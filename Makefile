@@ -45,7 +45,10 @@ bench: $(VENV)/.installed-dev ## Measure everything; the embedded model takes ho
 	@mkdir -p benchmarks/results
 	@$(VENV)/bin/python benchmarks/unsupported.py --json benchmarks/results/unsupported.json
 	@$(VENV)/bin/python benchmarks/loop.py --json benchmarks/results/loop.json
+	@$(VENV)/bin/python benchmarks/clients.py --json benchmarks/results/clients.json
 	@$(VENV)/bin/python benchmarks/kills.py --json benchmarks/results/kills.json
+	@$(VENV)/bin/python benchmarks/faults.py --json benchmarks/results/faults.json
+	@$(VENV)/bin/python benchmarks/repetition.py --json benchmarks/results/repetition.json
 	@$(VENV)/bin/python benchmarks/embedded_quality.py --json benchmarks/results/embedded_quality.json \
 		--cells benchmarks/results/embedded_quality.jsonl
 
