@@ -10,7 +10,8 @@ import httpx
 from pydantic import SecretStr
 
 from qwenlong_graph.errors import MissingExtraError
-from qwenlong_graph.models.discovery import TRANSFORMERS_SERVE, ServerFacts
+from qwenlong_graph.models.calls import TRANSFORMERS_SERVE
+from qwenlong_graph.models.discovery import ServerFacts
 from qwenlong_graph.models.server import CONNECT_TIMEOUT_S, Server, direct_mounts
 
 if TYPE_CHECKING:
@@ -92,7 +93,9 @@ def _chat_openai(server: Server, facts: ServerFacts, *, timeout_s: float) -> Bas
     # Newer releases end an async stream after 120 s without a token, which reading a long prompt
     # takes; older ones do not know the setting.
     is_known = "stream_chunk_timeout" in ChatOpenAI.model_fields
-    newer: dict[str, Any] = {"stream_chunk_timeout": timeout_s} if is_known else {}
+    more: dict[str, Any] = {"stream_chunk_timeout": timeout_s} if is_known else {}
+    if facts.engine == TRANSFORMERS_SERVE:
+        more["streaming"] = True  # False, where it is given, would forbid streams
     chat = ChatOpenAI(
         model=facts.model_name,
         base_url=f"{server.url}/v1",
@@ -102,12 +105,10 @@ def _chat_openai(server: Server, facts: ServerFacts, *, timeout_s: float) -> Bas
         timeout=timeout,
         max_retries=0,
         stream_usage=True,
-        # It knows streams only.
-        streaming=facts.engine == TRANSFORMERS_SERVE,
         use_responses_api=False,
         http_client=openai.DefaultHttpxClient(**shared),
         http_async_client=openai.DefaultAsyncHttpxClient(**shared),
-        **newer,
+        **more,
     )
     # The environment's organisation and project are those of another server.
     for client in (chat.root_client, chat.root_async_client):

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import inspect
 import re
+import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Sequence
 from functools import lru_cache
@@ -44,7 +45,11 @@ if TYPE_CHECKING:
 
     from qwenlong_graph.models.connect import ConnectedModel
 
-__all__ = ["aask", "ask", "is_retryable", "translate"]
+__all__ = ["TRANSFORMERS_SERVE", "aask", "ask", "is_retryable", "translate"]
+
+CHECK_AFTER_S = 60
+TRANSFORMERS_SERVE = "transformers serve"
+"""The engine that knows streams only, tells no usage, and says of every reply that it ended."""
 
 
 def ask(
@@ -62,6 +67,7 @@ def ask(
     config: RunnableConfig | None = None,
     patience_s: float = 0,
     on_wait: Callable[[Waiting], object] | None = None,
+    check_after_s: float = CHECK_AFTER_S,
 ) -> Reply:
     """The model's reply to `messages`. None leaves a parameter at the model's own value.
 
@@ -72,10 +78,11 @@ def ask(
 
     Requests to one server share its limiter. Where a server fails, it is waited for up to
     `patience_s` seconds before the error is raised, so that a retry finds it there again;
-    `on_wait` is told of it.
+    `on_wait` is told of it. Whether it still serves the same model is asked when it came back, and
+    after a reply where that was last asked more than `check_after_s` seconds ago.
 
-    Raises the `ModelError`s of `translate`, and `RunChangedError` where the server came back with
-    another model; any other exception passes untouched.
+    Raises the `ModelError`s of `translate`, and `RunChangedError` where the server serves another
+    model now; any other exception passes untouched.
     """
     chat, keywords = _prepared(
         model,
@@ -114,6 +121,8 @@ def ask(
         raise failure from error
     if limiter:
         limiter.succeeded()
+    if _is_to_be_checked(model, check_after_s):
+        _check(model)
     return reply
 
 
@@ -132,6 +141,7 @@ async def aask(
     config: RunnableConfig | None = None,
     patience_s: float = 0,
     on_wait: Callable[[Waiting], object] | None = None,
+    check_after_s: float = CHECK_AFTER_S,
 ) -> Reply:
     """`ask`, without blocking the event loop."""
     chat, keywords = _prepared(
@@ -172,6 +182,8 @@ async def aask(
         raise failure from error
     if limiter:
         limiter.succeeded()
+    if _is_to_be_checked(model, check_after_s):
+        await asyncio.to_thread(_check, model)
     return reply
 
 
@@ -274,6 +286,23 @@ def _waits_for(model: ConnectedModel, failure: ModelError, patience_s: float) ->
     )
 
 
+_checked_at: weakref.WeakKeyDictionary[ConnectedModel, float] = weakref.WeakKeyDictionary()
+
+
+def _is_to_be_checked(model: ConnectedModel, after_s: float) -> bool:
+    now = time.monotonic()
+    if now - _checked_at.setdefault(model, now) < after_s:
+        return False
+    _checked_at[model] = now
+    return True
+
+
+def _check(model: ConnectedModel) -> None:
+    # A server too busy to say has just replied; it is asked again another time.
+    with contextlib.suppress(ModelUnavailableError):
+        model.check_unchanged()
+
+
 @contextlib.contextmanager
 def _in_vain() -> Iterator[None]:
     try:
@@ -336,7 +365,7 @@ def _prepared(
     if "BaseChatOpenAI" in lineage:
         if repetition_penalty is not None and model.engine in _PENALTY_FIELDS:
             extra[_PENALTY_FIELDS[model.engine]] = repetition_penalty
-        if model.engine == "transformers serve":
+        if model.engine == TRANSFORMERS_SERVE:
             # It knows the older name only, and a stop string makes it fall silent.
             extra["max_tokens"] = max_tokens
             stop = None
@@ -442,11 +471,8 @@ class _Hearing:
         )
 
     def _fills_limit(self) -> bool:
-        """Whether a reply is as long as it may be, of a server that tells no counts.
-
-        `transformers serve` says of every reply that it came to its end.
-        """
-        if self._usage is not None or not self._texts:
+        """Whether a reply is as long as it may be, of a server that says of each that it ended."""
+        if self._model.engine != TRANSFORMERS_SERVE or not self._texts:
             return False
         tokens = self._model.count_tokens("".join([*self._thoughts, *self._texts]))
         # A text need not be cut into the tokens again that it was made of.

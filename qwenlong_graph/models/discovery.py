@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qwenlong_graph.errors import ConnectionSetupError, ModelUnavailableError, SettingsError
-from qwenlong_graph.models.calls import translate
+from qwenlong_graph.models.calls import TRANSFORMERS_SERVE, translate
 from qwenlong_graph.models.server import Server, json_object
 from qwenlong_graph.models.tokenizer import (
     COMMON_SPECIAL_TOKENS,
@@ -27,11 +27,10 @@ from qwenlong_graph.reading.budget import sliced_window
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["TRANSFORMERS_SERVE", "ServerFacts", "discover"]
+__all__ = ["ServerFacts", "discover"]
 
 # Requests at once that a server of unknown capacity is trusted with.
 UNKNOWN_CONCURRENCY = 4
-TRANSFORMERS_SERVE = "transformers serve"
 TGI_SLICE_TOKENS = 1_024
 
 

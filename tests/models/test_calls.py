@@ -516,6 +516,26 @@ class TestLoad:
                 with pytest.raises(RunChangedError, match="another model"):
                     _asked(model, is_async=is_async, patience_s=5)
 
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_model_that_was_swapped_between_two_good_replies_is_noticed(self, tmp_path, is_async):
+        served = ["ours"]
+
+        def verify():
+            if served[-1] == "busy":
+                raise ModelUnavailableError("busy")
+            if served[-1] != "ours":
+                raise RunChangedError("another model")
+
+        with serve(TgiDouble(lambda _: "Fine.")) as url:
+            model = tgi_model(url, tmp_path, verify=verify)
+            for now in ("ours", "busy"):
+                served.append(now)
+                assert _asked(model, is_async=is_async, check_after_s=0).text == "Fine."
+            served.append("other")
+            assert _asked(model, is_async=is_async).text == "Fine."  # not yet asked again
+            with pytest.raises(RunChangedError, match="another model"):
+                _asked(model, is_async=is_async, check_after_s=0)
+
 
 def _asked(model, *, is_async, **settings):
     if is_async:
