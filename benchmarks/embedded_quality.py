@@ -13,10 +13,12 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import random
 import re
 import sys
+import tempfile
 import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +32,7 @@ from langchain_core.documents import Document
 from machine import told_machine
 
 from qwenlong_graph import ReadingSettings, connect, create_memory_agent
+from qwenlong_graph.errors import MalformedReplyError
 from qwenlong_graph.graph.agent import MemoryAgent
 from qwenlong_graph.models.connect import ConnectedModel
 from qwenlong_graph.reading.answers import NOT_FOUND_ANSWER
@@ -48,11 +51,24 @@ METHODS = ("extract", "rewrite", "truncation", "bm25", "bm25 then extract")
 KINDS = ("one_fact", "absent", "four_facts")
 
 CHUNK_TOKENS = 700  # the embedded model's own default under "extract"
-REWRITE: dict[str, Any] = {"protocol": "rewrite", "memory_tokens": 256, "output_tokens": 352}
+# Large chunks, since a rewriting model of this size mostly fails at a chunk and is asked thrice.
+REWRITE: dict[str, Any] = {
+    "protocol": "rewrite",
+    "chunk_tokens": 5_500,
+    "memory_tokens": 256,
+    "output_tokens": 352,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "extract": {"strategy": "memory", "chunk_tokens": CHUNK_TOKENS},
     "rewrite": {"strategy": "memory", **REWRITE},
     "one pass": {"strategy": "full"},
+}
+SETTINGS_OF = {
+    "extract": "extract",
+    "rewrite": "rewrite",
+    "truncation": "one pass",
+    "bm25": "one pass",
+    "bm25 then extract": "extract",
 }
 WINDOW_TOKENS = 6_800  # of text: what the window of 8,192 leaves beside frame and answer
 PASSAGES_TOKENS = CHUNK_TOKENS - 20
@@ -201,13 +217,16 @@ class Reader:
         """One question asked by one method."""
         agent, text = self._given(method, item)
         begun = time.perf_counter()
-        output = agent.invoke(
-            {
-                "question": item.question,
-                "instructions": "Answer in one sentence.",  # given: no call is spent on it
-                "documents": [Document(text, metadata={"title": item.document})],
-            }
-        )
+        try:
+            output = agent.invoke(
+                {
+                    "question": item.question,
+                    "instructions": "Answer in one sentence.",  # given: no call is spent on it
+                    "documents": [Document(text, metadata={"title": item.document})],
+                }
+            )
+        except MalformedReplyError as error:
+            return _unanswered(method, item, error, time.perf_counter() - begun)
         seconds = time.perf_counter() - begun
         quotes = [citation["cited_text"] for citation in output["citations"]]
         lines = memory_lines(output["memory"])
@@ -245,15 +264,45 @@ class Reader:
 
     def _given(self, method: str, item: Item) -> tuple[MemoryAgent, str]:
         count = self.model.count_tokens
+        agent = self.agents[SETTINGS_OF[method]]
         if method in ("extract", "rewrite"):
-            return self.agents[method], item.text
+            return agent, item.text
         if method == "truncation":
             cut = beginning(item.text, max_tokens=WINDOW_TOKENS, count_tokens=count)
-            return self.agents["one pass"], cut
+            return agent, cut
         found = best_passages(
             item.text, item.question, max_tokens=PASSAGES_TOKENS, count_tokens=count
         )
-        return self.agents["one pass" if method == "bm25" else "extract"], found
+        return agent, found
+
+
+def _unanswered(method: str, item: Item, error: Exception, seconds: float) -> Cell:
+    """The model was asked for the answer again and again and ran on each time: nothing is right."""
+    attempts = ReadingSettings().reply_attempts
+    return Cell(
+        method=method,
+        kind=item.kind,
+        number=item.number,
+        worded=item.worded,
+        document=item.document,
+        depth=round(item.depth, 3),
+        facts=len(item.keys) or 1,
+        right=0,
+        cited=0,
+        in_memory=0,
+        found=False,
+        answer=f"none: {error}",
+        citations=0,
+        false_citations=0,
+        memory_lines=0,
+        invented_lines=0,
+        unread=0,
+        calls=attempts,
+        retries=attempts - 1,
+        input_tokens=0,
+        output_tokens=0,
+        seconds=round(seconds, 2),
+    )
 
 
 def beginning(text: str, *, max_tokens: int, count_tokens: Any) -> str:
@@ -325,8 +374,7 @@ def run(
     asked: Sequence[Item], methods: Sequence[str], *, kept_at: Path | None, store: Path
 ) -> list[Cell]:
     """Every cell; those kept from an earlier run with the same inputs are not asked again."""
-    signature = _signature()
-    kept = _kept(kept_at, signature)
+    kept = _kept(kept_at)
     model = connect("embedded")
     try:
         reader = Reader(model, store)
@@ -338,7 +386,9 @@ def run(
                     cell = reader.cell(method, item)
                     if kept_at:
                         with kept_at.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps({"for": signature, **asdict(cell)}) + "\n")
+                            file.write(
+                                json.dumps({"for": _signature(method), **asdict(cell)}) + "\n"
+                            )
                     told = f"{item.kind} {item.number}, {method}: {cell.right} of {cell.facts}"
                     print(
                         f"{number} of {len(asked)}: {told}, {cell.seconds:.0f} s",
@@ -351,23 +401,25 @@ def run(
         model.close()
 
 
-def _kept(path: Path | None, signature: str) -> dict[tuple[str, str, int], Cell]:
+def _kept(path: Path | None) -> dict[tuple[str, str, int], Cell]:
     if path is None or not path.exists():
         return {}
+    signatures = {method: _signature(method) for method in METHODS}
     cells = {}
     for line in path.read_text("utf-8").splitlines():
         values = json.loads(line)
-        if values.pop("for") == signature:
+        if values.pop("for") == signatures[values["method"]]:
             cells[values["method"], values["kind"], values["number"]] = Cell(**values)
     return cells
 
 
-def _signature() -> str:
+def _signature(method: str) -> str:
     """What is asked, and how: cells of other questions or settings are not those of this run.
 
     Cells of other code are not told apart; begin a new file when the package changes.
     """
-    digest = hashlib.sha256(repr((SEED, SETTINGS, WINDOW_TOKENS, PASSAGES_TOKENS)).encode())
+    asked = (SEED, method, SETTINGS[SETTINGS_OF[method]], WINDOW_TOKENS, PASSAGES_TOKENS)
+    digest = hashlib.sha256(repr(asked).encode())
     for file in sorted([*DATA.glob("planted*.json"), *(DATA / "addresses").iterdir()]):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
@@ -441,11 +493,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=Path, metavar="FILE", help="keep each answer, and go on")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also save the measures here")
+    parser.add_argument(
+        "--kept", action="store_true", help="show the cells that there are, and end"
+    )
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--development", action="store_true", help="other sentences, to tune with")
     parser.add_argument("--quick", action="store_true", help="one item of each kind")
     arguments = parser.parse_args()
+    if arguments.development and arguments.cells:
+        parser.error("--cells keeps the measured questions only: leave it out with --development")
     asked = [
         item for item in items(development=arguments.development) if item.kind in arguments.kinds
     ]
@@ -454,10 +511,13 @@ def main() -> None:
     seed = DEVELOPMENT_SEED if arguments.development else SEED
     machine, versions = told_machine(PACKAGES)
     print(f"seed {seed}, {len(asked)} questions, model SmolLM2-135M-Instruct (embedded)")
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as store:
-        cells = run(asked, arguments.methods, kept_at=arguments.cells, store=Path(store))
+    if arguments.kept:
+        held = _kept(arguments.cells)
+        wanted = itertools.product(arguments.methods, asked)
+        cells = [held[key] for m, item in wanted if (key := (m, item.kind, item.number)) in held]
+    else:
+        with tempfile.TemporaryDirectory() as store:
+            cells = run(asked, arguments.methods, kept_at=arguments.cells, store=Path(store))
     rows = summary(cells, arguments.methods)
     print_table(rows)
     leads = {}

@@ -162,9 +162,19 @@ def test_a_lead_comes_with_the_standard_error_of_paired_differences(bench, item,
 def test_kept_cells_are_used_only_for_the_same_inputs(bench, item, tmp_path):
     cell = reader_with(bench, tmp_path, SENTENCE).cell("truncation", item)
     kept_at = tmp_path / "cells.jsonl"
-    kept_at.write_text(bench.json.dumps({"for": "a", **dataclasses.asdict(cell)}) + "\n")
-    assert bench._kept(kept_at, "a") == {("truncation", "one_fact", 0): cell}
-    assert bench._kept(kept_at, "b") == {}
+    lines = [
+        {"for": signature, **dataclasses.asdict(cell), "number": number}
+        for number, signature in enumerate([bench._signature("truncation"), "other", ""])
+    ]
+    kept_at.write_text("".join(bench.json.dumps(line) + "\n" for line in lines))
+    assert bench._kept(kept_at) == {("truncation", "one_fact", 0): cell}
+    assert len({bench._signature(method) for method in bench.METHODS}) == len(bench.METHODS)
+
+
+def test_a_reading_without_a_usable_answer_is_a_wrong_one(bench, item, tmp_path):
+    cell = reader_with(bench, tmp_path, "", "", "").cell("truncation", item)
+    assert (cell.right, cell.found, cell.calls, cell.retries) == (0, False, 3, 2)
+    assert cell.answer.startswith("none: Asked for the answer again and again")
 
 
 def test_documents_have_the_lengths_that_the_readme_tells(asked):
