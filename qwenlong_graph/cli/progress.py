@@ -215,6 +215,7 @@ class PlainProgress:
         self._reading = Reading(clock)
         self._model_name = ""
         self._documents = 0
+        self._last_tenth = ""
         self._told_share = -1
 
     def working(self, what: str) -> None:
@@ -277,7 +278,9 @@ class PlainProgress:
         tenth = int(share * _PLAIN_LINES)
         if tenth > self._told_share:
             self._told_share = tenth
-            self._tell(line)
+            if line != self._last_tenth:  # sizes are rounded: the last two may look alike
+                self._tell(line)
+            self._last_tenth = line
 
     def _tell(self, line: str) -> None:
         self._console.print(line, soft_wrap=True)

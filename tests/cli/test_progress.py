@@ -191,6 +191,13 @@ class TestPlain:
         assert len(lines) == 11
         assert lines[-1] == "Fetching the embedded model, 93 of 93 MB."
 
+    def test_sizes_that_look_alike_are_told_once(self):
+        shown = console()
+        progress = PlainProgress(shown)
+        for done in (50_000_000, 92_800_000, 93_000_000):
+            progress.fetching(done, 93_000_000)
+        assert shown.file.getvalue().count("93 of 93 MB") == 1
+
     def test_names_are_data(self):
         shown = console()
         progress = PlainProgress(shown)
