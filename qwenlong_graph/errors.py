@@ -11,6 +11,7 @@
     │   └── CheckpointerKindError              a sync checkpointer in an async call, or the reverse
     ├── DocumentError                 exit 3   a document cannot be read (carries `.source`)
     │   ├── DocumentNotFoundError
+    │   ├── DocumentNotAllowedError            outside the directories that a model may name
     │   ├── EmptyDocumentError                 no bytes, or nothing but white space
     │   ├── BinaryDocumentError                not text, and no format we can read
     │   ├── EncryptedDocumentError             needs a password
@@ -47,6 +48,7 @@ __all__ = [
     "ContextOverflowError",
     "CorruptDocumentError",
     "DocumentError",
+    "DocumentNotAllowedError",
     "DocumentNotFoundError",
     "DocumentTooLargeError",
     "EmptyDocumentError",
@@ -134,6 +136,10 @@ class DocumentError(QwenLongGraphError):
 
 class DocumentNotFoundError(DocumentError):
     """There is no such file, or it may not be opened."""
+
+
+class DocumentNotAllowedError(DocumentError):
+    """A model or client named what lies outside the directories that it may read."""
 
 
 class EmptyDocumentError(DocumentError):

@@ -105,9 +105,10 @@ def ingest(
 ) -> CollectionReference:
     """Load all `sources` in their order and store them as one collection.
 
-    Consecutive LangChain documents that are pages of the same source become one document. A
+    Consecutive LangChain documents that are pages of the same source become one document. Documents
+    may also come as JSON: with `page_content` and `metadata`, or as LangChain serialises them. A
     single collection is given back as it is, once it is seen to be in the store.
-    Raises `NoDocumentsError` if there is nothing, and what `load` raises.
+    Raises `NoDocumentsError` if there is nothing, and what `load` and the store's `admit` raise.
     """
     from langchain_core.documents import Document
 
@@ -120,7 +121,8 @@ def ingest(
             _checked_references(only, store)
             return cast("CollectionReference", dict(only))
     references: list[DocumentReference] = []
-    for group in _pages_together(sources):
+    taken = (_admitted(_from_json(source), store) for source in sources)
+    for group in _pages_together(taken):
         references.extend(_load_group(group, store, on_skip, len(references) + 1))
     if not references:
         raise NoDocumentsError("Loading documents: none were given. Name a file or a directory.")
@@ -167,6 +169,32 @@ def _load_group(
         f"Loading documents: cannot load a value of type {type(source).__name__}. Pass a path, a "
         "LangChain Document or loader, or a reference from the document store."
     )
+
+
+def _from_json(source: Source) -> Source:
+    """A LangChain document where `source` is one as JSON; anything else as it is."""
+    from langchain_core.documents import Document
+
+    if not isinstance(source, Mapping):
+        return source
+    fields: Mapping[str, Any] = source
+    if fields.get("type") == "constructor" and list(fields.get("id") or ())[-1:] == ["Document"]:
+        fields = fields.get("kwargs") or {}
+    if "page_content" not in fields:
+        return source
+    text, metadata = fields["page_content"], fields.get("metadata")
+    if not isinstance(text, str) or not isinstance(metadata or {}, Mapping):
+        raise SettingsError(
+            "Loading documents: a document as JSON takes page_content, a text, and metadata, an "
+            "object or nothing. Put these right."
+        )
+    return Document(text, metadata=dict(metadata or {}))
+
+
+def _admitted(source: Source, store: DocumentStore) -> Source:
+    if store.admit is not None and isinstance(source, (str, Path)):
+        return store.admit(str(source))
+    return source
 
 
 def _checked_references(source: Mapping[str, Any], store: DocumentStore) -> list[DocumentReference]:

@@ -15,7 +15,7 @@ import re
 import tempfile
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -56,10 +56,15 @@ def default_data_dir() -> Path:
 
 
 class DocumentStore:
-    """A directory of texts, page maps and collections, readable by its owner only."""
+    """A directory of texts, page maps and collections, readable by its owner only.
 
-    def __init__(self, root: Path | str) -> None:
+    `admit` says which file a path that a client gives means, or raises a `DocumentError`; `ingest`
+    asks it about each. Without it, any path may be read.
+    """
+
+    def __init__(self, root: Path | str, *, admit: Callable[[str], Path] | None = None) -> None:
         self.root = Path(root)
+        self.admit = admit
         self._opened: dict[tuple[str, str | None], StoredText] = {}
 
     def put(

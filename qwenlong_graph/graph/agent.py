@@ -142,10 +142,11 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
                 f"{names[0]} serves invoke, stream and batch only. For ainvoke, astream and abatch "
                 f"compile with its async form (AsyncSqliteSaver or AsyncPostgresSaver)."
             )
-        if not is_async and any(name.startswith("Async") for name in names):
+        asynchronous = next((name for name in names if name.startswith("Async")), None)
+        if not is_async and asynchronous:
             raise CheckpointerKindError(
                 f"{names[0]} serves ainvoke, astream and abatch only. For invoke, stream and batch "
-                f"compile with {names[0].removeprefix('Async')}."
+                f"compile with {asynchronous.removeprefix('Async')}."
             )
 
 

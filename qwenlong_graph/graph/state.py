@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field, WithJsonSchema
 from typing_extensions import TypedDict
 
 from qwenlong_graph.types import (
@@ -30,6 +31,35 @@ EvidenceRow = list[int | str]
 """[document, start_char, end_char, line]: an `Evidence` without its keys, a third of the bytes."""
 
 
+# What can be sent as JSON; Python programs may give loaders and documents too.
+_DOCUMENTS = {
+    "title": "Documents",
+    "description": "What to read, in this order: texts as they are, or names of files that may be "
+    "read where the agent runs.",
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "anyOf": [
+            {
+                "title": "Text",
+                "type": "object",
+                "properties": {
+                    "page_content": {"title": "Text", "type": "string"},
+                    "metadata": {
+                        "title": "Metadata",
+                        "description": "`title` names the document in citations; `source` and "
+                        "`page` (from 0) join the pages of one document.",
+                        "type": "object",
+                    },
+                },
+                "required": ["page_content"],
+            },
+            {"title": "File", "description": "The path of a file.", "type": "string"},
+        ]
+    },
+}
+
+
 class MemoryInput(TypedDict):
     """What a caller gives.
 
@@ -38,9 +68,20 @@ class MemoryInput(TypedDict):
     split by the model.
     """
 
-    question: str
-    documents: list[Any]
-    instructions: NotRequired[str]
+    question: Annotated[
+        str, Field(title="Question", description="What you want to know from the documents.")
+    ]
+    documents: Annotated[list[Any], WithJsonSchema(_DOCUMENTS)]
+    instructions: NotRequired[
+        Annotated[
+            str,
+            Field(
+                title="Instructions",
+                description="The form of the answer, such as its language or length. With these "
+                "the question is taken as it is; without, the model splits it.",
+            ),
+        ]
+    ]
 
 
 class MemoryState(TypedDict, total=False):

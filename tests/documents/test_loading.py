@@ -14,9 +14,11 @@ from langchain_core.document_loaders import BaseLoader
 from langchain_core.documents import Document
 
 from qwenlong_graph.documents.loading import ingest, load
+from qwenlong_graph.documents.store import DocumentStore
 from qwenlong_graph.errors import (
     BinaryDocumentError,
     CorruptDocumentError,
+    DocumentNotAllowedError,
     DocumentNotFoundError,
     EmptyDocumentError,
     EncryptedDocumentError,
@@ -550,6 +552,73 @@ def test_references_are_passed_on(store):
 def test_other_mappings_are_refused(store, mapping):
     with pytest.raises(SettingsError, match="reference"):
         load(mapping, store)
+
+
+@pytest.mark.parametrize(
+    "as_json",
+    [
+        lambda document: {"page_content": document.page_content, "metadata": document.metadata},
+        lambda document: document.model_dump(mode="json"),
+        lambda document: document.to_json(),
+    ],
+    ids=["fields", "model_dump", "to_json"],
+)
+def test_documents_as_json_are_read_as_documents_are(store, as_json):
+    pages = [
+        Document(text, metadata={"source": "report.pdf", "page": number})
+        for number, text in enumerate(["first", "second"])
+    ]
+    expected = ingest(pages, store)
+    assert ingest([as_json(page) for page in pages], store) == expected
+    assert expected["documents"] == 1
+    assert ingest(as_json(pages[0]), store) == ingest(pages[0], store)
+
+
+@pytest.mark.parametrize("metadata", [None, {}])
+def test_a_document_as_json_needs_no_metadata(store, metadata):
+    expected = ingest(Document("text"), store)
+    assert ingest([{"page_content": "text", "metadata": metadata}], store) == expected
+    assert ingest([{"page_content": "text"}], store) == expected
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        {"page_content": None},
+        {"page_content": ["text"]},
+        {"page_content": "text", "metadata": "source"},
+        {"type": "constructor", "id": ["langchain", "Document"], "kwargs": {"page_content": 3}},
+    ],
+)
+def test_malformed_documents_as_json_are_refused(store, mapping):
+    with pytest.raises(SettingsError, match="page_content"):
+        ingest([mapping], store)
+
+
+def test_a_serialised_object_of_another_kind_is_not_made(store):
+    mapping = {"lc": 1, "type": "constructor", "id": ["os", "system"], "kwargs": {}}
+    with pytest.raises(SettingsError, match="reference"):
+        ingest([mapping], store)
+
+
+def test_a_store_that_admits_is_asked_about_every_path(tmp_path):
+    make_files(tmp_path, {"in/a.txt": "open", "b.txt": "secret"})
+    asked = []
+
+    def admit(name):
+        asked.append(name)
+        if name != "a.txt":
+            raise DocumentNotAllowedError(f"{name}: not here", source=name)
+        return tmp_path / "in" / name
+
+    store = DocumentStore(tmp_path / "store", admit=admit)
+    collection = ingest(["a.txt", Document("more")], store)
+    assert [text_of(store, one) for one in store.collection(collection)] == ["open", "more"]
+    for refused in (str(tmp_path / "b.txt"), tmp_path / "b.txt", "-", "", str(tmp_path)):
+        with pytest.raises(DocumentNotAllowedError):
+            ingest(["a.txt", refused], store)
+    assert asked[-1] == str(tmp_path)
+    assert ingest([collection], store) == collection
 
 
 def test_a_reference_with_a_wrong_count_is_refused(store):
