@@ -1,0 +1,1 @@
+"""Ways into larger agents: a tool, messages, middleware, hand-off."""
