@@ -180,3 +180,22 @@ def test_a_reading_without_a_usable_answer_is_a_wrong_one(bench, item, tmp_path)
 def test_documents_have_the_lengths_that_the_readme_tells(asked):
     # 20,000 to 40,000 tokens, at 4.9 to 5.2 characters a token by the embedded model's tokenizer.
     assert all(20_000 * 5.2 <= len(item.text) <= 40_000 * 4.9 for item in asked)
+
+
+def test_the_readme_shows_the_measured_cells(bench, capsys, monkeypatch):
+    measured = SCRIPT.parent / "measured" / "embedded_quality.jsonl"
+    monkeypatch.setattr(sys, "argv", [SCRIPT.name, "--kept", "--cells", str(measured)])
+    bench.main()
+    shown = capsys.readouterr().out.splitlines()
+    table = "\n".join(shown[1:])  # without the line about this machine
+    assert table.startswith("seed 20251215, 40 questions")
+    assert table in (SCRIPT.parent / "README.md").read_text("utf-8")
+    cells = list(bench._kept(measured).values())
+    counts = {
+        method: sum(cell.method == method for cell in cells)
+        for method in bench.METHODS
+        if method != "rewrite"
+    }
+    assert set(counts.values()) == {40}
+    own = [cell for cell in cells if cell.method == "extract"]
+    assert sum(cell.false_citations + cell.invented_lines for cell in own) == 0
