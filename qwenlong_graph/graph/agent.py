@@ -2,6 +2,8 @@
 
 START -> decompose -> read_chunk -> update_memory -> read_chunk ... -> finalize -> END
          decompose -> finalize                              strategy "full": it fits, one pass
+         decompose -> recall -> finalize                    a thread that asks again: first the
+                                                            quotes it has, then the documents
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from qwenlong_graph.documents.store import DocumentStore, default_data_dir
 from qwenlong_graph.errors import CheckpointerKindError
 from qwenlong_graph.graph.durable import could_restart, input_to_go_on
 from qwenlong_graph.graph.forms import answer_form
+from qwenlong_graph.graph.messages import plain_history
 from qwenlong_graph.graph.nodes import ReadingNodes
 from qwenlong_graph.graph.state import MemoryInput, MemoryOutput, MemoryState
 from qwenlong_graph.models.calls import is_retryable
@@ -115,7 +118,7 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
             return given
         if "question" in given:
             # A thread that asks anew does not inherit the instructions of its last question.
-            given = {"instructions": "", **given}
+            given = {"instructions": "", **given, "history": plain_history(given.get("history"))}
         if given.get("documents") is None:
             return given
         if (config or {}).get("configurable", {}).get(_RESUMING):
@@ -181,15 +184,16 @@ def build_memory_graph(
     )
     graph = MemoryGraph(MemoryState, input_schema=MemoryInput, output_schema=MemoryOutput)
     graph.nodes_of = nodes
-    graph.add_node("decompose", nodes.decompose_node(), retry_policy=retry_policy)
-    graph.add_node("read_chunk", nodes.read_chunk_node(), retry_policy=retry_policy)
-    graph.add_node("update_memory", nodes.update_memory_node(), retry_policy=retry_policy)
-    graph.add_node("finalize", nodes.finalize_node(), retry_policy=retry_policy)
+    for name, node, onward in (
+        ("decompose", nodes.decompose_node(), ("recall", "read_chunk", "finalize")),
+        ("recall", nodes.recall_node(), ("read_chunk", "finalize")),
+        ("read_chunk", nodes.read_chunk_node(), None),
+        ("update_memory", nodes.update_memory_node(), ("read_chunk", "finalize")),
+        ("finalize", nodes.finalize_node(), ("read_chunk", END)),
+    ):
+        graph.add_node(name, node, retry_policy=retry_policy, destinations=onward)
     graph.add_edge(START, "decompose")
-    graph.add_conditional_edges("decompose", nodes.after_decompose, ["read_chunk", "finalize"])
     graph.add_edge("read_chunk", "update_memory")
-    graph.add_conditional_edges("update_memory", nodes.after_update, ["read_chunk", "finalize"])
-    graph.add_edge("finalize", END)
     return graph
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qwenlong_graph.types import SourceCitation
+from qwenlong_graph.errors import QuestionError
+from qwenlong_graph.types import Message, SourceCitation
 
 if TYPE_CHECKING:
     from langchain_core.messages import AIMessage
@@ -13,7 +14,39 @@ if TYPE_CHECKING:
 
 _EXTRAS = ("document_id", "start_char", "end_char", "start_page", "end_page")
 
-__all__ = ["answer_message", "to_anthropic"]
+__all__ = ["answer_message", "plain_history", "to_anthropic"]
+
+HISTORY_TURNS = 12
+HISTORY_TURN_CHARS = 1_000
+"""Earlier turns serve to resolve references in the question; the newest are enough for that."""
+
+
+def plain_history(history: Any) -> list[Message]:
+    """Earlier turns as plain messages: the newest of them, each cut, of people and models only.
+
+    Raises:
+        QuestionError: they are no messages.
+    """
+    from langchain_core.messages import AIMessage, HumanMessage, convert_to_messages
+
+    if not history:
+        return []
+    try:
+        messages = convert_to_messages(history)
+    except (ValueError, TypeError, NotImplementedError, AttributeError) as error:
+        raise QuestionError(
+            f"The history is no list of messages ({str(error)[:200]}). Give each turn as "
+            '{"role": "user" or "assistant", "content": "its text"}, or leave the history out.'
+        ) from error
+    turns = [
+        Message(
+            role="user" if isinstance(message, HumanMessage) else "assistant",
+            content=message.text[:HISTORY_TURN_CHARS],
+        )
+        for message in messages
+        if isinstance(message, (HumanMessage, AIMessage)) and message.text.strip()
+    ]
+    return turns[-HISTORY_TURNS:]
 
 
 def answer_message(output: Mapping[str, Any]) -> AIMessage:

@@ -1,4 +1,4 @@
-"""The four nodes. Each body is written once, as steps that yield requests to the model; the sync
+"""The nodes. Each body is written once, as steps that yield requests to the model; the sync
 and the async form differ only in who drives them.
 
 A node that fails leaves the state as it was: nothing is returned before all of it is known.
@@ -12,11 +12,13 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from langchain_core.runnables import RunnableConfig, RunnableLambda
+from langgraph.graph import END
 from langgraph.runtime import get_runtime
+from langgraph.types import Command
 
 from qwenlong_graph.documents.chunking import next_span
 from qwenlong_graph.documents.loading import ingest
@@ -30,7 +32,7 @@ from qwenlong_graph.errors import (
     RunChangedError,
 )
 from qwenlong_graph.graph.forms import AnswerForm
-from qwenlong_graph.graph.state import MemoryState, pack_evidence, unpack_evidence
+from qwenlong_graph.graph.state import MemoryState, Turn, pack_evidence, unpack_evidence
 from qwenlong_graph.models.calls import aask, ask, is_retryable
 from qwenlong_graph.models.connect import ConnectedModel
 from qwenlong_graph.models.limiter import HEALTH_TIMEOUT_S, Waiting
@@ -55,6 +57,7 @@ from qwenlong_graph.reading.loop import (
     decompose_steps,
     drive,
     full_steps,
+    recall_steps,
     start_state,
     update_steps,
 )
@@ -76,6 +79,7 @@ from qwenlong_graph.types import (
     Cursor,
     DocumentReference,
     Evidence,
+    Message,
     SourceCitation,
     Span,
     Usage,
@@ -86,6 +90,15 @@ __all__ = ["ReadingNodes"]
 Emit = Callable[[dict[str, Any]], None]
 Body = Callable[[MemoryState, Emit], Steps[dict[str, Any]]]
 
+TURNS_KEPT = 4
+TURN_CHARS = 400
+TURN_PLACES = 40
+"""Every checkpoint of a thread holds its last turns again: about 4 KB at most."""
+
+READ, RECALLED = "documents", "earlier evidence"
+"""What an answer comes from: the state's `answered_from`."""
+
+_BETWEEN_QUOTES = "\n\n"
 _UNREAD_LISTED = 100
 _TITLE_TOKENS = 64
 _BEFORE_CHARS = 1_000
@@ -114,25 +127,39 @@ class ReadingNodes:
 
     # The nodes, as LangGraph takes them.
 
-    def decompose_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+    def decompose_node(self) -> RunnableLambda[MemoryState, Any]:
         """START -> core question, instructions, references, the place where reading starts."""
-        return self._node(self._decompose)
+        return self._node(self._decompose, self.after_decompose)
 
-    def read_chunk_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+    def recall_node(self) -> RunnableLambda[MemoryState, Any]:
+        """turns -> memory made of the quotes that earlier questions left, if these bear on it."""
+        return self._node(self._recall, self.after_recall)
+
+    def read_chunk_node(self) -> RunnableLambda[MemoryState, Any]:
         """cursor -> span: which stretch is read next. References only, no text."""
         return self._node(self._read_chunk)
 
-    def update_memory_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+    def update_memory_node(self) -> RunnableLambda[MemoryState, Any]:
         """span -> memory, plan, evidence, and the cursor moved on, in one commit."""
-        return self._node(self._update_memory)
+        return self._node(self._update_memory, self.after_update)
 
-    def finalize_node(self) -> RunnableLambda[MemoryState, dict[str, Any]]:
+    def finalize_node(self) -> RunnableLambda[MemoryState, Any]:
         """memory -> answer, citations, unsupported claims."""
-        return self._node(self._finalize)
+        return self._node(self._finalize, self.after_finalize)
 
     def after_decompose(self, state: MemoryState) -> str:
         """Where to go from `decompose`: strategy "full" skips the reading loop."""
-        return "finalize" if state["setup"]["strategy"] == "full" else "read_chunk"
+        if state["setup"]["strategy"] == "full":
+            return "finalize"
+        return "recall" if _places_kept(state) else "read_chunk"
+
+    def after_recall(self, state: MemoryState) -> str:
+        """Where to go from `recall`: to the documents, unless something was recalled."""
+        return "finalize" if state.get("answered_from") == RECALLED else "read_chunk"
+
+    def after_finalize(self, state: MemoryState) -> str:
+        """Where to go from `finalize`: to the documents, where what was recalled is no answer."""
+        return END if state.get("answered_from") else "read_chunk"
 
     def after_update(self, state: MemoryState) -> str:
         """Where to go from `update_memory`: on reading until every document is read."""
@@ -163,16 +190,23 @@ class ReadingNodes:
         is_split_by_model = (
             not instructions and strategy == "memory" and self.settings.protocol == "rewrite"
         )
-        if is_split_by_model:
-            core_question, instructions = yield from _counted(
-                decompose_steps(question, task=task), usage, emit, task.count_tokens
+        history = _history(state)
+        if is_split_by_model or history:
+            core_question, form = yield from _counted(
+                decompose_steps(question, task=task, history=history),
+                usage,
+                emit,
+                task.count_tokens,
             )
+            instructions = "\n".join(part for part in (instructions, form) if part)
             task = self.task(core_question, instructions)
         first = self.store.open(self.store.collection(collection)[0])
         ratio = chars_per_token(first, task.count_tokens)
         steps = max(
             1, math.ceil(collection["chars"] / (ratio * task.budget.chunk_tokens * FILLED_SHARE))
         )
+        if history and core_question != question:
+            emit({"type": "question_resolved", "question": core_question})
         emit(
             {"type": "started", "strategy": strategy, "steps": steps, "chars": collection["chars"]}
         )
@@ -188,6 +222,8 @@ class ReadingNodes:
             "span": None,
             **start_state(),
             "usage": usage,
+            "history": [],
+            "answered_from": "",
             "answer": "",
             "found": False,
             "is_quoted": False,
@@ -195,6 +231,29 @@ class ReadingNodes:
             "citations": [],
             "unsupported": [],
             "unverified": [],
+        }
+
+    def _recall(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
+        task = self._task_of(state)
+        usage = _usage(state)
+        kept, sources = self._kept(state, task, self._references(state))
+        recalled = None
+        if sources:
+            recalled = yield from _counted(
+                recall_steps(task, self.protocol, kept, attempts=self.settings.reply_attempts),
+                usage,
+                emit,
+                task.count_tokens,
+            )
+        if recalled is None:
+            emit({"type": "recalled", "is_enough": False})
+            return {"usage": usage}
+        return {
+            **recalled,
+            "plan": "",
+            "evidence": pack_evidence(_at_home(recalled["evidence"], sources)),
+            "answered_from": RECALLED,
+            "usage": usage,
         }
 
     def _read_chunk(self, state: MemoryState, emit: Emit) -> Steps[dict[str, Any]]:
@@ -306,9 +365,13 @@ class ReadingNodes:
                 response_schema=schema,
                 attempts=self.settings.reply_attempts,
             )
+        is_recalled = state.get("answered_from") == RECALLED
         try:
             answer = yield from _counted(steps, usage, emit, task.count_tokens)
         except BadReply as bad:
+            if is_recalled:
+                emit({"type": "recalled", "is_enough": False})
+                return _unrecalled(usage)
             raise MalformedReplyError(
                 f"Asked for the answer again and again, but {bad.reason}. What was read is kept "
                 f"where the run has a checkpointer: resume with another seed or more "
@@ -317,46 +380,45 @@ class ReadingNodes:
         if state["setup"]["strategy"] == "full":
             evidence = self._evidence_for(answer, state["core_question"], references)
             quotes = self._quotes(references, evidence)
-        checked = check_answer(
-            answer.text,
-            [quote.text for quote in quotes],
-            question=state["core_question"],
-            is_structured=answer.structured is not None,
-        )
-        citations = [
-            self._citation(references, quotes[index], spans) for index, spans in checked.cited
-        ]
-        emit({"type": "answered", "found": checked.found, "is_quoted": answer.is_quoted})
+        concluded = self._concluded(state, answer, evidence, quotes, usage)
+        if is_recalled:
+            is_enough = _is_borne_out(concluded)
+            emit({"type": "recalled", "is_enough": is_enough})
+            if not is_enough:
+                return _unrecalled(usage)
+        emit({"type": "answered", "found": concluded["found"], "is_quoted": answer.is_quoted})
         return {
-            "answer": checked.answer,
-            "found": checked.found,
-            "is_quoted": answer.is_quoted,
-            "structured_response": answer.structured,
-            "citations": citations,
-            "unsupported": checked.unsupported,
+            **concluded,
             "unverified": unverified_lines(state["memory"], evidence),
-            "evidence": pack_evidence(evidence),
-            "usage": usage,
+            "answered_from": state.get("answered_from") or READ,
         }
 
     # What the bodies are made of.
 
-    def _node(self, body: Body) -> RunnableLambda[MemoryState, dict[str, Any]]:
+    def _node(
+        self, body: Body, onward: Callable[[MemoryState], str] | None = None
+    ) -> RunnableLambda[MemoryState, Any]:
         name = body.__name__.removeprefix("_")
+
+        def left(state: MemoryState, result: dict[str, Any]) -> Any:
+            # The way on is written with the result: after a cancellation between the two, LangGraph
+            # would take the node for done, find no way on, and end without a word.
+            return Command(update=result, goto=onward(_with(state, result))) if onward else result
 
         def accepts(config: RunnableConfig) -> bool:
             # `decompose` begins anew, whatever the state holds.
             is_allowed = config.get("configurable", {}).get("accept_changes")
             return bool(is_allowed) and name != "decompose"
 
-        def run(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
+        def run(state: MemoryState, config: RunnableConfig) -> Any:
             emit = get_runtime().stream_writer
             with _told(emit):
                 accepted = self._accepted(state) if accepts(config) else {}
                 steps = body(_with(state, accepted), emit)
-                return {**accepted, **drive(steps, lambda asked: self._ask(asked, config, emit))}
+                result = drive(steps, lambda asked: self._ask(asked, config, emit))
+                return left(state, {**accepted, **result})
 
-        async def arun(state: MemoryState, config: RunnableConfig) -> dict[str, Any]:
+        async def arun(state: MemoryState, config: RunnableConfig) -> Any:
             # Reading files, counting over HTTP and aligning evidence would block the event loop.
             emit = get_runtime().stream_writer
             with _told(emit):
@@ -368,7 +430,7 @@ class ReadingNodes:
                 while isinstance(request, Request):
                     reply = await self._aask(request, config, emit)
                     request = await asyncio.to_thread(advance, steps, reply)
-                return {**accepted, **request.result}
+                return left(state, {**accepted, **request.result})
 
         return RunnableLambda(run, arun, name=name)
 
@@ -392,6 +454,76 @@ class ReadingNodes:
             "patience_s": HEALTH_TIMEOUT_S,
             "on_wait": _WaitTold(emit),
         }
+
+    def _concluded(
+        self,
+        state: MemoryState,
+        answer: Answer,
+        evidence: list[Evidence],
+        quotes: Sequence[SourceText],
+        usage: Usage,
+    ) -> dict[str, Any]:
+        """The answer, held against its quotes, and the turn that later questions find."""
+        references = self._references(state)
+        checked = check_answer(
+            answer.text,
+            [quote.text for quote in quotes],
+            question=state["core_question"],
+            is_structured=answer.structured is not None,
+        )
+        turn = Turn(
+            question=state["core_question"][:TURN_CHARS],
+            answer=checked.answer[:TURN_CHARS],
+            documents=state["documents"][0]["collection_id"],
+            places=[list(place) for place in sorted({place_of(piece) for piece in evidence})][
+                :TURN_PLACES
+            ],
+        )
+        return {
+            "answer": checked.answer,
+            "found": checked.found,
+            "is_quoted": answer.is_quoted,
+            "structured_response": answer.structured,
+            "citations": [
+                self._citation(references, quotes[index], spans) for index, spans in checked.cited
+            ],
+            "unsupported": checked.unsupported,
+            "evidence": pack_evidence(evidence),
+            "usage": usage,
+            "turns": [*(state.get("turns") or []), turn][-TURNS_KEPT:],
+        }
+
+    def _kept(
+        self, state: MemoryState, task: ReadingTask, references: Sequence[DocumentReference]
+    ) -> tuple[Chunk, list[tuple[int, SourceText]]]:
+        """What earlier questions left, as one chunk, and where in it each quote begins.
+
+        The newest first where not all of it fits.
+        """
+        room = task.budget.chunk_tokens
+        chosen: list[SourceText] = []
+        for document, start, end in _places_kept(state):
+            text = self.store.open(references[document]).read(start, end)
+            room -= task.count_tokens(text) + 2
+            if room < 0:
+                break
+            chosen.append(SourceText(document=document, start_char=start, text=text))
+        chosen.sort(key=lambda source: (source.document, source.start_char))
+        placed: list[tuple[int, SourceText]] = []
+        at = 0
+        for source in chosen:
+            placed.append((at, source))
+            at += len(source.text) + len(_BETWEEN_QUOTES)
+        chunk = Chunk(
+            text=_BETWEEN_QUOTES.join(source.text for source in chosen),
+            document=0,
+            start_char=0,
+            end_char=max(0, at - len(_BETWEEN_QUOTES)),
+            title="quotes for earlier questions",
+            step=0,
+            steps=1,
+        )
+        return chunk, placed
 
     def task(self, core_question: str, instructions: str) -> ReadingTask:
         """What stays the same during a reading of that question: its budget above all."""
@@ -648,6 +780,67 @@ class _WaitTold:
                     "timeout_s": waiting.timeout_s,
                 }
             )
+
+
+def _history(state: MemoryState) -> list[Message]:
+    """The turns that a question may point back to: those given, else the thread's own."""
+    if given := state.get("history"):
+        return given
+    return [
+        message
+        for turn in state.get("turns") or []
+        for message in (
+            Message(role="user", content=turn["question"]),
+            Message(role="assistant", content=turn["answer"]),
+        )
+    ]
+
+
+def _unrecalled(usage: Usage) -> dict[str, Any]:
+    """The state as it was before `recall`, but for what was spent."""
+    return {**start_state(), "answered_from": "", "usage": usage}
+
+
+def _is_borne_out(concluded: Mapping[str, Any]) -> bool:
+    """Whether an answer was found, is cited, and claims nothing that stands in no quote."""
+    return bool(
+        concluded["found"]
+        and concluded["citations"]
+        and all(claim["status"] != "unsupported" for claim in concluded["unsupported"])
+    )
+
+
+def _places_kept(state: MemoryState) -> list[tuple[int, int, int]]:
+    """Places in the same documents that earlier questions found, the newest questions' first."""
+    here = state["documents"][0]["collection_id"]
+    return list(
+        dict.fromkeys(
+            cast("tuple[int, int, int]", tuple(place))
+            for turn in reversed(state.get("turns") or [])
+            if turn["documents"] == here
+            for place in turn["places"]
+        )
+    )
+
+
+def _at_home(
+    evidence: Sequence[Evidence], placed: Sequence[tuple[int, SourceText]]
+) -> list[Evidence]:
+    """Evidence that points into kept quotes, as places in their documents.
+
+    A piece that runs over several quotes gives one for each.
+    """
+    return [
+        Evidence(
+            document=source.document,
+            start_char=source.start_char + max(0, piece["start_char"] - at),
+            end_char=source.start_char + min(len(source.text), piece["end_char"] - at),
+            line=piece["line"],
+        )
+        for piece in evidence
+        for at, source in placed
+        if piece["start_char"] < at + len(source.text) and piece["end_char"] > at
+    ]
 
 
 def _reading_state(state: MemoryState) -> ReadingState:

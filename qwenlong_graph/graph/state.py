@@ -12,6 +12,7 @@ from qwenlong_graph.types import (
     CollectionReference,
     Cursor,
     Evidence,
+    Message,
     SourceCitation,
     Span,
     UnsupportedClaim,
@@ -60,12 +61,42 @@ _DOCUMENTS = {
 }
 
 
+_HISTORY = {
+    "title": "History",
+    "description": "Earlier turns of a conversation that the question may point back to, oldest "
+    "first. A thread that is asked again knows its own.",
+    "type": "array",
+    "items": {
+        "title": "Turn",
+        "type": "object",
+        "properties": {
+            "role": {"title": "Role", "type": "string", "enum": ["user", "assistant"]},
+            "content": {"title": "Content", "type": "string"},
+        },
+        "required": ["role", "content"],
+    },
+}
+
+
+class Turn(TypedDict):
+    """An earlier question of a thread, its answer (cut), and the places that bore it out.
+
+    `places` are [document, start_char, end_char] in the collection named `documents`.
+    """
+
+    question: str
+    answer: str
+    documents: str
+    places: list[list[int]]
+
+
 class MemoryInput(TypedDict):
     """What a caller gives.
 
     `documents`: paths, "-" for standard input, LangChain `Document`s or loaders. Where
     `instructions` (the form of the answer) are given, the question is taken as it is; else it is
-    split by the model.
+    split by the model. `history`: turns of a conversation that the question may point back to, as
+    LangChain takes messages; a thread that is asked again knows its own.
     """
 
     question: Annotated[
@@ -82,6 +113,7 @@ class MemoryInput(TypedDict):
             ),
         ]
     ]
+    history: NotRequired[Annotated[list[Any], WithJsonSchema(_HISTORY)]]
 
 
 class MemoryState(TypedDict, total=False):
@@ -90,11 +122,15 @@ class MemoryState(TypedDict, total=False):
     `cursor` is where the next chunk starts, `span` the chunk being read. `tally` counts
     sentences for the relevance of the "extract" protocol. `evidence` is packed, since every
     checkpoint holds all of the state again. `setup` names what the reading depends
-    on, so that it cannot go on under another model or other sizes unnoticed.
+    on, so that it cannot go on under another model or other sizes unnoticed. `turns` are the
+    last few questions of the thread.
     """
 
     question: str
     instructions: str
+    history: list[Message]
+    turns: list[Turn]
+    answered_from: str
     documents: list[CollectionReference]
     core_question: str
     setup: dict[str, str | int]
@@ -123,6 +159,8 @@ class MemoryOutput(TypedDict):
     own words were not borne out, and the answer is the best quotes instead. `unverified` are the
     lines of memory that no place in the documents was found for. `structured_response`
     is the answer in the form of `response_format` as plain JSON values, else None.
+    `answered_from`: "documents" that were read for this question, or "earlier evidence" where the
+    quotes that earlier questions of the thread left were enough.
     """
 
     question: str
@@ -130,6 +168,7 @@ class MemoryOutput(TypedDict):
     instructions: str
     documents: list[CollectionReference]
     answer: str
+    answered_from: str
     found: bool
     is_quoted: bool
     citations: list[SourceCitation]

@@ -33,7 +33,7 @@ from qwenlong_graph.reading.protocols import (
     ReadingTask,
     Update,
 )
-from qwenlong_graph.reading.relevance import asks_for_several
+from qwenlong_graph.reading.relevance import asks_for_several, question_terms
 from qwenlong_graph.reading.repetition import SPAN
 from qwenlong_graph.reading.replies import BadReply, parse_decomposition, without_thoughts
 from qwenlong_graph.types import Message
@@ -54,6 +54,7 @@ __all__ = [
     "drive",
     "full_steps",
     "read_through",
+    "recall_steps",
     "start_state",
     "update_steps",
 ]
@@ -138,6 +139,10 @@ def call_loop_span(loops: int) -> int:
     return SPAN << 2 * min(loops, 2)
 
 
+HISTORY_TOKENS = 1_000
+RECALL_COVERAGE = 0.8
+"""Sentences that answer a question in its own words held 0.87 and more of it (decision 0005)."""
+
 REPETITION_PENALTY = 1.05
 """Enough to leave a loop, and too little to change a memory that copies its names and figures."""
 
@@ -171,17 +176,61 @@ def drive(steps: Steps[Result], ask: Callable[[Request], Reply]) -> Result:
     return request.result
 
 
-def decompose_steps(question: str, *, task: ReadingTask) -> Steps[tuple[str, str]]:
-    """Splits a query in (core question, instructions); on any doubt the core is the whole query."""
+def decompose_steps(
+    question: str, *, task: ReadingTask, history: Sequence[Message] = ()
+) -> Steps[tuple[str, str]]:
+    """Splits a query in (core question, instructions); on any doubt the core is the whole query.
+
+    What the query says of earlier turns is resolved by the newest of `history` that have room.
+    """
+    told = _told(history, task)
     reply = yield Request(
-        messages=decompose_prompt(task.clean(question)),
+        messages=decompose_prompt(task.clean(question), history=told),
         max_tokens=task.budget.output_tokens,
         purpose="decompose",
         step=-1,
     )
     is_whole = not (reply.is_truncated or reply.is_thinking_cut or reply.is_loop)
-    split = parse_decomposition(reply.text, question=question) if is_whole else None
+    split = parse_decomposition(reply.text, question=question, history=told) if is_whole else None
     return split or (question, "")
+
+
+def _told(history: Sequence[Message], task: ReadingTask) -> str:
+    """The newest turns, oldest first, that fit an eighth of the window and `HISTORY_TOKENS`."""
+    turns: list[str] = []
+    left = min(HISTORY_TOKENS, task.budget.window // 8)
+    for message in reversed(history):
+        content = " ".join(message["content"].split())
+        turn = task.clean(f"{message['role'].capitalize()}: {content}")
+        left -= task.count_tokens(turn) + 1
+        if left < 0:
+            break
+        turns.append(turn)
+    return "\n".join(reversed(turns))
+
+
+def recall_steps(
+    task: ReadingTask, protocol: ReadingProtocol, kept: Chunk, *, attempts: int = 3
+) -> Steps[ReadingState | None]:
+    """Reads the quotes that earlier questions left, like one chunk.
+
+    None where they hold nothing that bears on the question. Evidence of the state points into
+    the text of `kept`.
+    """
+    if asks_for_several(task.core_question):  # quotes for another question rarely hold all of them
+        return None
+    update = yield from update_steps(task, protocol, start_state(), kept, attempts=attempts)
+    state = update.state
+    return state if state["evidence"] and _is_covered(task, protocol, state) else None
+
+
+def _is_covered(task: ReadingTask, protocol: ReadingProtocol, state: ReadingState) -> bool:
+    """Under "extract" nobody says that the notes hold no answer: they must cover the question."""
+    if not isinstance(protocol, ExtractProtocol):
+        return True
+    terms = {*question_terms(task.core_question)}
+    known = {*question_terms(state["memory"])}
+    return len(terms & known) >= RECALL_COVERAGE * len(terms)
 
 
 def update_steps(

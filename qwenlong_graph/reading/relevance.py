@@ -17,6 +17,7 @@ from qwenlong_graph.reading.sentences import sentence_spans
 
 __all__ = [
     "asks_for_several",
+    "content_terms",
     "coverage",
     "listed_terms",
     "points_to",
@@ -98,10 +99,15 @@ def _words(text: str) -> list[str]:
 
 def question_terms(question: str) -> list[str]:
     """The words of a question that can tell a sentence, in order, each once."""
-    words = list(dict.fromkeys(_words(question)))
-    return [word for word in words if word not in _STOP and (len(word) > 1 or word.isdigit())] or [
-        word for word in words if len(word) > 1
+    return content_terms(question) or [
+        word for word in dict.fromkeys(_words(question)) if len(word) > 1
     ]
+
+
+def content_terms(question: str) -> list[str]:
+    """`question_terms`, none where all of its words are such as "when", "was" and "it"."""
+    words = dict.fromkeys(_words(question))
+    return [word for word in words if word not in _STOP and (len(word) > 1 or word.isdigit())]
 
 
 @lru_cache(maxsize=65_536)

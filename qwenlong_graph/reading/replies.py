@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qwenlong_graph.reading.prompts import EXAMPLE_MEMORY, SPLITTER
-from qwenlong_graph.reading.relevance import question_terms
+from qwenlong_graph.reading.relevance import content_terms, question_terms
 
 __all__ = [
     "BadReply",
@@ -160,30 +160,37 @@ def _element(text: str, name: str, *, example: str = "") -> str | None:
     return contents[-1] if contents else None
 
 
-def parse_decomposition(text: str, *, question: str) -> tuple[str, str] | None:
+_RESOLVED_CHARS = 200
+"""What a question may grow by where the things it points to are named."""
+
+
+def parse_decomposition(text: str, *, question: str, history: str = "") -> tuple[str, str] | None:
     """(core question, instructions), or None where the reply does not split this question.
 
     Both parts together must keep the question's names, figures and most of its words, and the
-    core may add none: a split that loses or invents something is worse than none.
+    core may add none but words of the `history`, a few of them: a split that loses or invents
+    something is worse than none.
     """
     try:
         body = without_thoughts(text)
     except BadReply:
         return None
     core = _element(body, "core_question")
-    if not core or len(core) > len(question) * 1.3 + 40:
+    if not core or len(core) > len(question) * 1.3 + (_RESOLVED_CHARS if history else 40):
         return None
     instructions = _element(body, "instructions") or ""
     if len(instructions) > len(question) * 1.3 + 40:
         return None
     if is_empty_memory(instructions):
         instructions = ""
-    asked, kept = set(question_terms(question)), set(question_terms(f"{core} {instructions}"))
+    terms_of = content_terms if history else question_terms  # "When was it?" may be resolved
+    asked, kept = set(terms_of(question)), set(question_terms(f"{core} {instructions}"))
     needed = {term for term in asked if any(sign.isdigit() for sign in term)}
     needed.update(word.casefold() for word in re.findall(r"(?<=[\w,;] )[A-Z]\w+", question))
     if len(asked & kept) < 0.6 * len(asked) or (needed & asked) - kept:
         return None
-    if not asked or set(question_terms(core)) - asked:
+    known = asked | set(question_terms(history)) | set(question_terms(question))
+    if not (asked or history) or set(question_terms(core)) - known:
         return None
     return core, instructions
 

@@ -566,7 +566,10 @@ class OvertakenSaver(InMemorySaver):
 
 
 def test_a_resumed_call_is_never_answered_with_what_another_call_wrote(tmp_path):
-    agent, calls = failing_once(tmp_path, at=9)
+    whole, undisturbed = failing_once(tmp_path, at=0)
+    create_messages_agent(whole, documents=[book()]).invoke(asked("Who built the mill?"))
+    # The first call of the next turn resolves its question; the second fails.
+    agent, calls = failing_once(tmp_path, at=len(undisturbed) + 2)
     saver = OvertakenSaver()
     host = host_of(create_messages_agent(agent, documents=[book()]), saver)
     host.invoke(asked("Who built the mill?"), CONFIG)
