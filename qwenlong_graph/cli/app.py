@@ -11,6 +11,8 @@ import typer
 from qwenlong_graph.cli.doctor import ABOUT as ABOUT_DOCTOR
 from qwenlong_graph.cli.doctor import doctor
 from qwenlong_graph.cli.estimate import estimate
+from qwenlong_graph.cli.mcp import ABOUT as ABOUT_MCP
+from qwenlong_graph.cli.mcp import mcp
 from qwenlong_graph.cli.options import ApiKey, DataDir, Debug, ServedModel, Window
 from qwenlong_graph.cli.printing import write_json
 from qwenlong_graph.cli.process import (
@@ -342,6 +344,7 @@ def resume(
 
 app.command(no_args_is_help=True)(estimate)
 app.command(help=ABOUT_DOCTOR)(doctor)
+app.command(help=ABOUT_MCP)(mcp)
 
 
 def _answer(

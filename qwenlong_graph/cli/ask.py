@@ -25,11 +25,12 @@ from qwenlong_graph.errors import (
     StoredTextChangedError,
 )
 from qwenlong_graph.models.server import is_address
+from qwenlong_graph.runs.reading import read_kept, resumed_event, stream_events, to_checkpoint
+from qwenlong_graph.runs.summary import titles_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import BaseCheckpointSaver
     from langgraph.runtime import RunControl
 
@@ -40,8 +41,7 @@ if TYPE_CHECKING:
     from qwenlong_graph.models.connect import ConnectedModel
     from qwenlong_graph.reading.budget import ReadingSettings
     from qwenlong_graph.runs.directory import Run, RunRecord, RunShelf
-    from qwenlong_graph.runs.journal import Journal
-    from qwenlong_graph.types import DocumentReference
+    from qwenlong_graph.runs.reading import OnEvent
 
     AgentMaker = Callable[[BaseCheckpointSaver[Any] | None], MemoryAgent]
 
@@ -55,10 +55,7 @@ __all__ = [
     "resume_run",
     "shelf_in",
     "store_in",
-    "titles_of",
 ]
-
-_JOURNALLED = frozenset({"memory_updated", "retry", "server_failed", "answered"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +144,7 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
             given["instructions"] = ask.instructions
         agent_for = _agent_maker(model, settings, store, response_format)
         if ask.is_ephemeral:
-            output = asyncio.run(_read(agent_for(None), given, progress))
+            output = asyncio.run(stream_events(agent_for(None), given, on_event=_told_to(progress)))
         else:
             run = shelf_in(ask.data_dir).create(
                 run_id=ask.run_id,
@@ -186,7 +183,8 @@ def resume_run(resume: Resume, progress: Progress) -> Answered:
     with run.lock(), _next_step_told(run, resume.data_dir):
         values = run.state()
         if values.get("answer"):
-            _follow(run.journal(), values, progress)
+            for moved in to_checkpoint(run.journal(), values):
+                progress.event(moved)
             return Answered(
                 output=values,
                 model_name=values["setup"]["model"],
@@ -211,7 +209,7 @@ def resume_run(resume: Resume, progress: Progress) -> Answered:
         with contextlib.closing(_connected(ask, progress)) as model:
             progress.connected(model.model_name, documents=len(references))
             if "cursor" in values:
-                progress.event(_resumed(values, references))
+                progress.event(resumed_event(values, references))
             agent_for = _agent_maker(model, settings, store, record["response_schema"])
             output = _read_kept(
                 run, agent_for, given, progress, record=record, accepts=resume.accepts_changes
@@ -230,17 +228,6 @@ def resume_command(run_id: str, data_dir: Path | None) -> str:
     is_named = data_dir and str(data_dir) != os.environ.get("QWENLONG_GRAPH_DATA")
     where = f" --data-dir {shlex.quote(str(data_dir))}" if is_named else ""
     return f"qwenlong-graph resume {run_id}{where}"
-
-
-def titles_of(run: Run, store: DocumentStore) -> list[str]:
-    """The titles of a run's documents, as far as they are known where the store lost them."""
-    record = run.record
-    try:
-        return [reference["title"] for reference in store.collection(record["documents"])]
-    except StoredTextChangedError:
-        known = record["titles"]
-        others = range(len(known), record["documents"]["documents"])
-        return [*known, *(f"document {index + 1}" for index in others)]
 
 
 def shelf_in(data_dir: Path | None) -> RunShelf:
@@ -297,26 +284,6 @@ def _changed(record: RunRecord, resume: Resume) -> RunRecord:
     return changed
 
 
-def _resumed(values: Mapping[str, Any], references: Sequence[DocumentReference]) -> dict[str, Any]:
-    """An event for the progress alone: how far the run was."""
-    cursor = values["cursor"]
-    done = sum(reference["chars"] for reference in references[: cursor["document"]])
-    return {
-        "type": "resumed",
-        "strategy": values["setup"]["strategy"],
-        "chars": sum(reference["chars"] for reference in references),
-        "chars_read": done + cursor["start_char"],
-        "step": values["step"],
-        "steps": values["steps"],
-        "evidence": len(values["evidence"]),
-    }
-
-
-def _follow(journal: Journal, values: Mapping[str, Any], progress: Progress) -> None:
-    if moved_to := journal.follow(values):
-        progress.event({"type": "journal_moved", "moved_to": str(moved_to)})
-
-
 def _read_kept(
     run: Run,
     agent_for: AgentMaker,
@@ -329,35 +296,27 @@ def _read_kept(
     """Reads with each step kept. `record` is how it goes on, kept once the agent takes it."""
     from langgraph.runtime import RunControl
 
-    is_taken = record is None or record == run.record
-
     async def read() -> Mapping[str, Any]:
         control = RunControl()
-        async with run.checkpoints() as saver, _stopped_by_signals(control, progress):
-            agent = agent_for(saver)
-            config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
-            if accepts:
-                config["configurable"]["accept_changes"] = True
-            values = (await agent.aget_state(config)).values
-            journal = run.journal()
-            _follow(journal, values, progress)
-
-            def keep(event: dict[str, Any]) -> None:
-                nonlocal is_taken
-                if not is_taken and record:
-                    run.rerecord(record)
-                    is_taken = True
-                if event["type"] in _JOURNALLED:
-                    journal.append(event)
-
-            output = await _read(
-                agent, None if values else given, progress, config, keep=keep, control=control
+        async with _stopped_by_signals(control, progress):
+            return await read_kept(
+                run,
+                agent_for,
+                given,
+                on_event=_told_to(progress),
+                record=record,
+                accepts_changes=accepts,
+                control=control,
             )
-            # An event is lost where a kill came between a step and its line.
-            _follow(journal, (await agent.aget_state(config)).values, progress)
-            return output
 
     return asyncio.run(read())
+
+
+def _told_to(progress: Progress) -> OnEvent:
+    async def on_event(event: dict[str, Any]) -> None:
+        progress.event(event)
+
+    return on_event
 
 
 @contextlib.contextmanager
@@ -406,36 +365,6 @@ async def _stopped_by_signals(control: RunControl, progress: Progress) -> AsyncI
     finally:
         for kind in kinds:
             loop.remove_signal_handler(kind)
-
-
-async def _read(
-    agent: MemoryAgent,
-    given: MemoryInput | None,
-    progress: Progress,
-    config: RunnableConfig | None = None,
-    *,
-    keep: Callable[[dict[str, Any]], None] | None = None,
-    control: RunControl | None = None,
-) -> Mapping[str, Any]:
-    """The agent's output. Async, because an interrupt cannot stop LangGraph's sync nodes: it
-    would wait for the open model call, which takes minutes on a large model."""
-    output: Mapping[str, Any] = {}
-    events = agent.astream(
-        given,
-        config,
-        stream_mode=["custom", "values"],
-        durability="sync" if keep else None,
-        control=control,
-    )
-    async with contextlib.aclosing(events):
-        async for mode, event in events:
-            if mode == "custom":
-                progress.event(event)
-                if keep:
-                    keep(event)
-            else:
-                output = event
-    return output
 
 
 def _connected(ask: Ask, progress: Progress) -> ConnectedModel:

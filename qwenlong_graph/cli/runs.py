@@ -10,6 +10,7 @@ import typer
 from qwenlong_graph.cli.options import DataDir
 from qwenlong_graph.cli.printing import answer_console, counted, printable, shortened, write_json
 from qwenlong_graph.cli.process import error_console, failures_told
+from qwenlong_graph.runs.summary import quotes_of, summary_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -33,7 +34,7 @@ def list_runs(data_dir: DataDir = None, as_json: _AsJson = False) -> None:
     """The kept runs, newest first."""
 
     def work(shelf: RunShelf) -> None:
-        kept = [_summary(run, _state_of(run)) for run in shelf.all(on_skip=_tell_unreadable)]
+        kept = [summary_of(run, _state_of(run)) for run in shelf.all(on_skip=_tell_unreadable)]
         if as_json:
             write_json({"runs": kept})
             return
@@ -68,16 +69,18 @@ def show_run(
     """One run: how far it is, its memory, its plan, its evidence, its answer."""
 
     def work(shelf: RunShelf) -> None:
+        from qwenlong_graph.cli.ask import store_in
+
         run = shelf.find(run_id)
         values = run.state()
         shown = {
-            **_summary(run, values),
+            **summary_of(run, values),
             "created": run.record["created"],
             "model": run.record["model"],
             "documents": run.record["titles"],
             "memory": values.get("memory", ""),
             "plan": values.get("plan", ""),
-            "evidence": _quotes(run, values, data_dir),
+            "evidence": quotes_of(run, values, store_in(data_dir)),
             "answer": values.get("answer", ""),
             "found": values.get("found", False),
         }
@@ -173,27 +176,6 @@ def prune_runs(
     _on_shelf(data_dir, work)
 
 
-def _quotes(run: Run, values: Mapping[str, Any], data_dir: Path | None) -> list[dict[str, Any]]:
-    """The places that evidence the memory; `text` is None where the store has lost it."""
-    from qwenlong_graph.cli.ask import store_in, titles_of
-    from qwenlong_graph.errors import StoredTextChangedError
-    from qwenlong_graph.graph.state import unpack_evidence
-
-    store = store_in(data_dir)
-    titles = titles_of(run, store)
-    quotes: list[dict[str, Any]] = []
-    for row in unpack_evidence(values.get("evidence", [])):
-        start, end = row["start_char"], row["end_char"]
-        try:
-            reference = store.collection(run.record["documents"])[row["document"]]
-            text = store.open(reference).read(start, end)
-        except StoredTextChangedError:
-            text = None
-        title = titles[row["document"]]
-        quotes.append({"title": title, "start_char": start, "end_char": end, "text": text})
-    return quotes
-
-
 def _in_words(quote: Mapping[str, Any]) -> str:
     where = f"{quote['title']}, chars {quote['start_char']}-{quote['end_char']}"
     if quote["text"] is None:
@@ -210,20 +192,6 @@ def _state_of(run: Run) -> dict[str, Any] | None:
     except RunError as error:
         _tell_unreadable(run.run_id, error)
         return None
-
-
-def _summary(run: Run, values: Mapping[str, Any] | None) -> dict[str, Any]:
-    if values is None:
-        state, values = "unreadable", {}
-    else:
-        state = "finished" if values.get("answer") else "begun" if values else "not begun"
-    return {
-        "run_id": run.run_id,
-        "state": state,
-        "question": run.record["question"],
-        "step": values.get("step", 0),
-        "steps": values.get("steps", 0),
-    }
 
 
 def _tell_unreadable(name: str, error: RunError) -> None:

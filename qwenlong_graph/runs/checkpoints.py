@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import aiosqlite
+from langgraph.checkpoint.serde.types import ERROR
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
@@ -37,6 +38,7 @@ __all__ = [
     "open_checkpoints",
     "open_sync_checkpoints",
     "translated",
+    "whole_writes",
 ]
 
 KEPT_CHECKPOINTS = 20
@@ -97,7 +99,7 @@ class BoundedSqliteSaver(SqliteSaver):
         task_path: str = "",
     ) -> None:
         with translated(self.path):
-            super().put_writes(config, writes, task_id, task_path)
+            super().put_writes(config, whole_writes(writes), task_id, task_path)
 
 
 class BoundedAsyncSqliteSaver(AsyncSqliteSaver):
@@ -135,7 +137,18 @@ class BoundedAsyncSqliteSaver(AsyncSqliteSaver):
         task_path: str = "",
     ) -> None:
         with translated(self.path):
-            await super().aput_writes(config, writes, task_id, task_path)
+            await super().aput_writes(config, whole_writes(writes), task_id, task_path)
+
+
+def whole_writes(writes: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+    """What a task wrote if it came to its end, else what tells that it failed.
+
+    Of a task that is cancelled LangGraph keeps also what it had written by then, and takes that
+    for all of it when it goes on. Cut off before its edge was written, a node would be the last.
+    """
+    if not any(channel == ERROR for channel, _ in writes):
+        return writes
+    return [(channel, value) for channel, value in writes if channel.startswith("__")]
 
 
 @contextlib.asynccontextmanager
@@ -149,7 +162,17 @@ async def open_checkpoints(path: Path) -> AsyncIterator[BoundedAsyncSqliteSaver]
     async with aiosqlite.connect(path) as connection:
         with translated(path):
             await connection.executescript(_PRAGMAS)
-        yield BoundedAsyncSqliteSaver(connection, path=path)
+        saver = BoundedAsyncSqliteSaver(connection, path=path)
+        try:
+            yield saver
+        finally:
+            # LangGraph may still be writing when a reading was cancelled. A transaction that is
+            # open at the close would keep the file locked for as long as a traceback holds its
+            # cursor. Writers hold this lock until they have committed, or were cancelled.
+            async with saver.lock:
+                with translated(path):
+                    await connection.rollback()
+                await connection.close()
 
 
 @contextlib.contextmanager

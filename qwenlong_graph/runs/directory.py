@@ -48,13 +48,7 @@ _REMOVED = ".removed-"
 _UNFINISHED = ".unfinished-"
 
 
-class RunRecord(TypedDict):
-    """How a run was asked for: what a resume needs, and must find unchanged.
-
-    `created` is an ISO time in UTC; `version` this package's; `model` what `connect` takes, never
-    with a key; `titles` the first twenty, `documents` counts them all.
-    """
-
+class _Required(TypedDict):
     format: int
     run_id: str
     created: str
@@ -68,6 +62,17 @@ class RunRecord(TypedDict):
     window: int | None
     settings: dict[str, Any]
     response_schema: dict[str, Any] | None
+
+
+class RunRecord(_Required, total=False):
+    """How a run was asked for: what a resume needs, and must find unchanged.
+
+    `created` is an ISO time in UTC; `version` this package's; `model` what `connect` takes, never
+    with a key; `titles` the first twenty, `documents` counts them all. `owner` is the salted hash
+    of a token, where the run was asked for with one.
+    """
+
+    owner: str
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ class RunShelf:
         served_model: str | None = None,
         response_schema: dict[str, Any] | None = None,
         run_id: str | None = None,
+        owner: str | None = None,
     ) -> Run:
         """A new run, under `run_id` or an id made of the time (UTC) and four random characters.
 
@@ -166,6 +172,8 @@ class RunShelf:
             settings=settings,
             response_schema=response_schema,
         )
+        if owner is not None:
+            record["owner"] = owner
         while not record["run_id"]:
             suffix = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(4))
             name = f"{created:%Y%m%d-%H%M%S}-{suffix}"
@@ -192,6 +200,10 @@ class RunShelf:
         near = difflib.get_close_matches(run_id, names, cutoff=0.5)
         hint = f"Near it: {_listed(near)}." if near else "See which there are with: runs list"
         raise RunNotFoundError(f"There is no run {run_id!r} in {self.root}. {hint}")
+
+    def __contains__(self, run_id: object) -> bool:
+        """Whether there is a run of exactly that id, readable or not."""
+        return run_id in self._names()
 
     def all(self, *, on_skip: Callable[[str, RunError], None] | None = None) -> list[Run]:
         """Every run, the newest first; `on_skip` is given the id of each that cannot be read."""

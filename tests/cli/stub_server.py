@@ -9,7 +9,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 
 from qwenlong_graph.testing.oracle import OracleChatModel
 from qwenlong_graph.testing.scripted import count_words
-from tests.models.stub_server import Answer, completion, models, stub_server
+from tests.models.stub_server import Answer, Endless, completion, models, stub_server
 
 SPECIAL_TOKENS = {"<|im_start|>", "<|im_end|>"}
 NAME = "stub-model"
@@ -40,7 +40,8 @@ class LlamaCpp:
 
 @contextlib.contextmanager
 def llama_cpp(*, facts=(), reply=None, window=4096):
-    """A server that replies with `reply(prompt)`: a text, an `Answer`, or None for the oracle's.
+    """A server that replies with `reply(prompt)`: a text, an `Answer`, an `Endless`, or None for
+    the oracle's.
 
     Clearing `gate` holds every further reply back until it is set, or the server ends.
     """
@@ -58,7 +59,7 @@ def llama_cpp(*, facts=(), reply=None, window=4096):
         gate.wait()
         messages = body["messages"]
         given = reply(messages[-1]["content"]) if reply else None
-        if isinstance(given, Answer):
+        if isinstance(given, (Answer, Endless)):
             return given
         if given is None:
             given = reader.invoke([MESSAGES[m["role"]](m["content"]) for m in messages]).text

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import pytest
 
-HEAVY = {"langchain_core", "langgraph", "transformers", "openai", "httpx", "markitdown"}
+HEAVY = {"langchain_core", "langgraph", "transformers", "openai", "httpx", "markitdown", "mcp"}
 
 
 def test_the_version_is_that_of_the_package(run):
@@ -30,7 +30,9 @@ def test_help_shows_examples_options_and_exit_codes(run):
         assert expected in told
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["ask", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ask", "--help"], ["mcp", "--help"], ["--version"]]
+)
 def test_help_and_version_import_nothing_heavy(arguments):
     script = (
         "import sys\n"

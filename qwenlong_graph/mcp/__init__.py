@@ -1,0 +1,1 @@
+"""The MCP server: questions about long documents as tools, kept runs as resources."""

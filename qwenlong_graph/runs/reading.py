@@ -1,0 +1,121 @@
+"""A reading whose every step is kept: what all who keep runs on disk have in common."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+    from langgraph.runtime import RunControl
+
+    from qwenlong_graph.graph.agent import MemoryAgent
+    from qwenlong_graph.graph.state import MemoryInput
+    from qwenlong_graph.runs.directory import Run, RunRecord
+    from qwenlong_graph.runs.journal import Journal
+    from qwenlong_graph.types import DocumentReference
+
+__all__ = ["OnEvent", "read_kept", "resumed_event", "stream_events", "to_checkpoint"]
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], Awaitable[None]]
+
+_JOURNALLED = frozenset({"memory_updated", "retry", "server_failed", "answered"})
+
+
+async def read_kept(
+    run: Run,
+    agent_for: Callable[[BaseCheckpointSaver[Any] | None], MemoryAgent],
+    given: MemoryInput,
+    *,
+    on_event: OnEvent,
+    record: RunRecord | None = None,
+    accepts_changes: bool = False,
+    control: RunControl | None = None,
+) -> Mapping[str, Any]:
+    """The agent's output: of `given`, or of what the run holds already, from where it stands.
+
+    The caller holds the run's lock. `record` is how the run goes on, written once the agent takes
+    it. Events reach the journal before `on_event`.
+    """
+    is_taken = record is None or record == run.record
+    config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
+    if accepts_changes:
+        config["configurable"]["accept_changes"] = True
+    async with run.checkpoints() as saver:
+        agent = agent_for(saver)
+        values = (await agent.aget_state(config)).values
+        journal = run.journal()
+        for moved in to_checkpoint(journal, values):
+            await on_event(moved)
+
+        async def keep(event: Event) -> None:
+            nonlocal is_taken
+            if not is_taken and record:
+                run.rerecord(record)
+                is_taken = True
+            if event["type"] in _JOURNALLED:
+                journal.append(event)
+            await on_event(event)
+
+        output = await stream_events(
+            agent,
+            None if values else given,
+            config,
+            on_event=keep,
+            durability="sync",
+            control=control,
+        )
+        # An event is lost where a kill came between a step and its line.
+        for moved in to_checkpoint(journal, (await agent.aget_state(config)).values):
+            await on_event(moved)
+    return output
+
+
+async def stream_events(
+    agent: MemoryAgent,
+    given: MemoryInput | None,
+    config: RunnableConfig | None = None,
+    *,
+    on_event: OnEvent,
+    **options: Any,
+) -> Mapping[str, Any]:
+    """The agent's output, its events told on the way. `options` are those of `astream`.
+
+    Async, because nothing can stop LangGraph's sync nodes: they would wait for the open model
+    call, which takes minutes on a large model.
+    """
+    output: Mapping[str, Any] = {}
+    events = agent.astream(given, config, stream_mode=["custom", "values"], **options)
+    async with contextlib.aclosing(events):
+        async for mode, event in events:
+            if mode == "custom":
+                await on_event(event)
+            else:
+                output = event
+    return output
+
+
+def to_checkpoint(journal: Journal, values: Mapping[str, Any]) -> Iterator[Event]:
+    """Brings the journal to the checkpoint; an event tells where a damaged one was moved to."""
+    if moved_to := journal.follow(values):
+        yield {"type": "journal_moved", "moved_to": str(moved_to)}
+
+
+def resumed_event(
+    values: Mapping[str, Any], references: Sequence[DocumentReference]
+) -> dict[str, Any]:
+    """An event for whoever shows progress: how far the run was."""
+    cursor = values["cursor"]
+    done = sum(reference["chars"] for reference in references[: cursor["document"]])
+    return {
+        "type": "resumed",
+        "strategy": values["setup"]["strategy"],
+        "chars": sum(reference["chars"] for reference in references),
+        "chars_read": done + cursor["start_char"],
+        "step": values["step"],
+        "steps": values["steps"],
+        "evidence": len(values["evidence"]),
+    }
