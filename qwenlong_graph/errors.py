@@ -117,7 +117,7 @@ class ModelFetchError(SetupError):
 
 
 class ConnectionSetupError(SetupError):
-    """No usable model server answers at the given address."""
+    """No usable server, of a model or a database, answers at the given address."""
 
 
 class CheckpointerKindError(SetupError):
