@@ -2,6 +2,7 @@
 
 START -> decompose -> read_chunk -> update_memory -> read_chunk ... -> finalize -> END
          decompose -> finalize                              strategy "full": it fits, one pass
+         update_memory -> review -> read_chunk or finalize     where it was asked for
          decompose -> recall -> finalize                    a thread that asks again: first the
                                                             quotes it has, then the documents
 """
@@ -13,7 +14,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, merge_configs
@@ -23,11 +24,12 @@ from langgraph.types import Command, RetryPolicy
 
 from qwenlong_graph.documents.loading import ingest
 from qwenlong_graph.documents.store import DocumentStore, default_data_dir
-from qwenlong_graph.errors import CheckpointerKindError
+from qwenlong_graph.errors import CheckpointerKindError, SettingsError
 from qwenlong_graph.graph.durable import could_restart, input_to_go_on
 from qwenlong_graph.graph.forms import answer_form
 from qwenlong_graph.graph.messages import plain_history
 from qwenlong_graph.graph.nodes import ReadingNodes
+from qwenlong_graph.graph.review import ReviewEvery, checked_review
 from qwenlong_graph.graph.state import MemoryInput, MemoryOutput, MemoryState
 from qwenlong_graph.models.calls import is_retryable
 from qwenlong_graph.models.connect import ConnectedModel, connect
@@ -62,7 +64,9 @@ DEFAULT_RETRY_POLICY = RetryPolicy(
 # turns of an agent and would cut a document off. langchain-core writes 25 into every config.
 _RECURSION_LIMIT = 1_000_000_000
 
-_RESUMING = "__pregel_resuming"  # LangGraph's key; it does not export the name
+# LangGraph's keys; it does not export the names.
+_RESUMING = "__pregel_resuming"
+_SAVER = "__pregel_checkpointer"
 
 
 class MemoryGraph(StateGraph[MemoryState, None, MemoryInput, MemoryOutput]):
@@ -137,6 +141,13 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
     def _require_checkpointer(self, config: RunnableConfig | None, *, is_async: bool) -> None:
         """Says at once what would otherwise fail after the first model call, unnamed."""
         saver = self.checkpointer
+        if not saver and cast("MemoryGraph", self.builder).nodes_of.review_every:
+            inherited = saver is not False and (config or {}).get("configurable", {}).get(_SAVER)
+            if not inherited:
+                raise SettingsError(
+                    "A review pauses the reading, and nothing keeps it meanwhile. Give "
+                    "create_memory_agent a checkpointer, such as InMemorySaver or SqliteSaver."
+                )
         if saver is None or isinstance(saver, bool):
             return
         names = [kind.__name__ for kind in type(saver).__mro__]
@@ -162,12 +173,20 @@ def build_memory_graph(
     window: int | None = None,
     count_tokens: Callable[[str], int] | None = None,
     retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
+    review: Literal["memory"] | None = None,
+    review_every: ReviewEvery = 1,
 ) -> MemoryGraph:
     """The memory agent as an uncompiled graph, to compile with a checkpointer of your own.
 
     `model` is a connected model, what `connect` takes, or a LangChain chat model (with `window`
     in tokens and `count_tokens`). Texts are stored under `document_dir` (default: the user's data
     directory). `response_format` asks for an answer in that form: `structured_response`.
+
+    `review="memory"` pauses the reading with an interrupt for somebody to look at memory, plan and
+    evidence: after every `review_every` chunks and before the answer, or whenever the memory has
+    changed ("on-change"). Its value is a `ReviewRequest`; `Command(resume=...)` goes on with
+    "accept", "answer", {"action": "edit", "memory": ..., "plan": ...} or {"action": "skip",
+    "chunks": ...}. It needs a checkpointer.
 
     Raises:
         SetupError: the model cannot be connected, or a setting cannot be used.
@@ -181,17 +200,21 @@ def build_memory_graph(
             Path(document_dir) if document_dir else default_data_dir() / "documents"
         ),
         form=answer_form(response_format),
+        review_every=checked_review(review, review_every),
     )
     graph = MemoryGraph(MemoryState, input_schema=MemoryInput, output_schema=MemoryOutput)
     graph.nodes_of = nodes
+    reviewed = ("review",) if nodes.review_every else ()
     for name, node, onward in (
         ("decompose", nodes.decompose_node(), ("recall", "read_chunk", "finalize")),
         ("recall", nodes.recall_node(), ("read_chunk", "finalize")),
         ("read_chunk", nodes.read_chunk_node(), None),
-        ("update_memory", nodes.update_memory_node(), ("read_chunk", "finalize")),
+        ("update_memory", nodes.update_memory_node(), (*reviewed, "read_chunk", "finalize")),
         ("finalize", nodes.finalize_node(), ("read_chunk", END)),
     ):
         graph.add_node(name, node, retry_policy=retry_policy, destinations=onward)
+    if reviewed:
+        graph.add_node("review", nodes.review_node(), destinations=("read_chunk", "finalize"))
     graph.add_edge(START, "decompose")
     graph.add_edge("read_chunk", "update_memory")
     return graph
@@ -207,6 +230,8 @@ def create_memory_agent(
     window: int | None = None,
     count_tokens: Callable[[str], int] | None = None,
     retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
+    review: Literal["memory"] | None = None,
+    review_every: ReviewEvery = 1,
     name: str = "memory_agent",
 ) -> MemoryAgent:
     """The memory agent, compiled: `invoke({"question": ..., "documents": [...]})`.
@@ -222,6 +247,8 @@ def create_memory_agent(
         window=window,
         count_tokens=count_tokens,
         retry_policy=retry_policy,
+        review=review,
+        review_every=review_every,
     )
     return graph.compile(checkpointer=checkpointer, name=name)
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 from langchain_core.runnables import RunnableConfig, RunnableLambda
 from langgraph.graph import END
 from langgraph.runtime import get_runtime
-from langgraph.types import Command
+from langgraph.types import Command, interrupt
 
 from qwenlong_graph.documents.chunking import next_span
 from qwenlong_graph.documents.loading import ingest
@@ -32,6 +32,14 @@ from qwenlong_graph.errors import (
     RunChangedError,
 )
 from qwenlong_graph.graph.forms import AnswerForm
+from qwenlong_graph.graph.review import (
+    ACTIONS,
+    Decision,
+    ReviewEvery,
+    ReviewQuote,
+    ReviewRequest,
+    decision_of,
+)
 from qwenlong_graph.graph.state import MemoryState, Turn, pack_evidence, unpack_evidence
 from qwenlong_graph.models.calls import aask, ask, is_retryable
 from qwenlong_graph.models.connect import ConnectedModel
@@ -43,7 +51,12 @@ from qwenlong_graph.reading.budget import (
     ReadingSettings,
     derive_budget,
 )
-from qwenlong_graph.reading.evidence import SourceText, place_of, unverified_lines
+from qwenlong_graph.reading.evidence import (
+    SourceText,
+    align_memory,
+    place_of,
+    unverified_lines,
+)
 from qwenlong_graph.reading.loop import (
     Answer,
     Reply,
@@ -98,6 +111,10 @@ TURN_PLACES = 40
 READ, RECALLED = "documents", "earlier evidence"
 """What an answer comes from: the state's `answered_from`."""
 
+REVIEW_QUOTES, REVIEW_QUOTE_CHARS = 20, 300
+REVIEW_LOOK_BACK_CHARS = 20_000
+
+_SKIPPED_LISTED = 1_000
 _BETWEEN_QUOTES = "\n\n"
 _UNREAD_LISTED = 100
 _TITLE_TOKENS = 64
@@ -115,11 +132,13 @@ class ReadingNodes:
         settings: ReadingSettings,
         store: DocumentStore,
         form: AnswerForm | None = None,
+        review_every: ReviewEvery | None = None,
     ) -> None:
         self.model = model
         self.settings = settings
         self.store = store
         self.form = form
+        self.review_every = review_every
         self.protocol = protocol_named(settings.protocol)
         self._frame_tokens: int | None = None
         self._collections: dict[str, list[DocumentReference]] = {}
@@ -143,6 +162,27 @@ class ReadingNodes:
         """span -> memory, plan, evidence, and the cursor moved on, in one commit."""
         return self._node(self._update_memory, self.after_update)
 
+    def review_node(self) -> RunnableLambda[MemoryState, Any]:
+        """memory -> an interrupt, and what the reviewer made of it. No model is asked."""
+
+        def run(state: MemoryState) -> Any:
+            request = self._review_request(state)
+            while True:
+                decided = self._decided(state, interrupt(request))
+                if not isinstance(decided, str):
+                    return self._told_decision(decided)
+                request = {**request, "problem": decided}
+
+        async def arun(state: MemoryState) -> Any:
+            request = await asyncio.to_thread(self._review_request, state)
+            while True:
+                decided = await asyncio.to_thread(self._decided, state, interrupt(request))
+                if not isinstance(decided, str):
+                    return self._told_decision(decided)
+                request = {**request, "problem": decided}
+
+        return RunnableLambda(run, arun, name="review")
+
     def finalize_node(self) -> RunnableLambda[MemoryState, Any]:
         """memory -> answer, citations, unsupported claims."""
         return self._node(self._finalize, self.after_finalize)
@@ -162,7 +202,17 @@ class ReadingNodes:
         return END if state.get("answered_from") else "read_chunk"
 
     def after_update(self, state: MemoryState) -> str:
-        """Where to go from `update_memory`: on reading until every document is read."""
+        """Where to go from `update_memory`: to a review that is due, else on."""
+        onward = self.after_review(state)
+        if self.review_every is None:
+            return onward
+        if self.review_every == "on-change":
+            return "review" if state.get("memory_is_new") else onward
+        is_due = state["step"] % self.review_every == 0 or onward == "finalize"
+        return "review" if is_due else onward
+
+    def after_review(self, state: MemoryState) -> str:
+        """On reading until every document is read."""
         unread = state["cursor"]["document"] < len(self._references(state))
         return "read_chunk" if unread else "finalize"
 
@@ -223,6 +273,8 @@ class ReadingNodes:
             **start_state(),
             "usage": usage,
             "history": [],
+            "memory_is_new": False,
+            "skipped": [],
             "answered_from": "",
             "answer": "",
             "found": False,
@@ -331,6 +383,7 @@ class ReadingNodes:
             "evidence": pack_evidence(update.state["evidence"]),
             "cursor": _after(span, reference),
             "span": None,
+            "memory_is_new": update.state["memory"] != before["memory"],
             "step": chunk.step + 1,
             "usage": usage,
         }
@@ -392,6 +445,152 @@ class ReadingNodes:
             "unverified": unverified_lines(state["memory"], evidence),
             "answered_from": state.get("answered_from") or READ,
         }
+
+    # The review.
+
+    def _review_request(self, state: MemoryState) -> ReviewRequest:
+        references = self._references(state)
+        evidence = unpack_evidence(state["evidence"])
+        quotes = self._quotes(references, evidence)
+        cursor = state["cursor"]
+        at = min(cursor["document"], len(references) - 1)
+        done = sum(reference["chars"] for reference in references[: cursor["document"]])
+        return ReviewRequest(
+            type="review",
+            question=state["core_question"],
+            memory=state["memory"],
+            plan=state["plan"],
+            step=state["step"],
+            steps=state["steps"],
+            chars_read=done + cursor["start_char"],
+            chars=sum(reference["chars"] for reference in references),
+            document=references[at]["title"],
+            evidence=[
+                ReviewQuote(
+                    title=references[quote.document]["title"],
+                    start_char=quote.start_char,
+                    end_char=quote.start_char + len(quote.text),
+                    text=quote.text[:REVIEW_QUOTE_CHARS],
+                )
+                for quote in quotes[:REVIEW_QUOTES]
+            ],
+            evidence_count=len(quotes),
+            unverified=unverified_lines(state["memory"], evidence),
+            actions=dict(ACTIONS),
+        )
+
+    def _decided(
+        self, state: MemoryState, given: object
+    ) -> tuple[Decision, MemoryState, str] | str:
+        """The state after a reviewer's answer and where to go, or why it cannot be taken."""
+        try:
+            decision = decision_of(given)
+            changed = self._edited(state, decision)
+            if decision.action == "answer":
+                passed = self._rest(changed)
+                return decision, _with(changed, _passed_over(changed, passed)), "finalize"
+            if decision.action == "skip":
+                changed = self._skipped(changed, decision)
+        except ValueError as error:
+            return str(error)
+        return decision, changed, self.after_review(changed)
+
+    def _edited(self, state: MemoryState, decision: Decision) -> MemoryState:
+        changes: dict[str, Any] = {}
+        task = self._task_of(state)
+        if decision.plan is not None:
+            size, room = task.count_tokens(decision.plan), task.budget.plan_tokens
+            if size > room:
+                raise ValueError(f"the plan takes {size:,} tokens, and there is room for {room:,}")
+            changes["plan"] = decision.plan.strip()
+        if decision.memory is not None and decision.memory != state["memory"]:
+            memory = decision.memory.strip()
+            size, room = task.count_tokens(memory), task.budget.memory_tokens
+            if size > room:
+                raise ValueError(
+                    f"the memory takes {size:,} tokens, and there is room for {room:,}"
+                )
+            references = self._references(state)
+            previous = unpack_evidence(state["evidence"])
+            evidence = align_memory(
+                memory,
+                previous=previous,
+                chunk=self._just_read(state, references),
+                held=self._quotes(references, previous),
+            )
+            doubtful = unverified_lines(memory, evidence)
+            if doubtful and self.settings.protocol == "extract":
+                raise ValueError(
+                    'the protocol "extract" keeps sentences of the documents alone, and these '
+                    f"lines stand in no quote: {' / '.join(doubtful)[:300]}"
+                )
+            changes |= {"memory": memory, "evidence": pack_evidence(evidence)}
+        return _with(state, changes)
+
+    def _just_read(self, state: MemoryState, references: Sequence[DocumentReference]) -> SourceText:
+        """The text before the cursor, where new lines of a memory are looked for."""
+        cursor = state["cursor"]
+        document, end = cursor["document"], cursor["start_char"]
+        if end == 0 and document:
+            document -= 1
+            end = references[document]["chars"]
+        start = max(0, end - REVIEW_LOOK_BACK_CHARS)
+        text = self.store.open(references[document]).read(start, end)
+        return SourceText(document=document, start_char=start, text=text)
+
+    def _skipped(self, state: MemoryState, decision: Decision) -> MemoryState:
+        references = self._references(state)
+        cursor, passed = state["cursor"], list[list[int]]()
+        if cursor["document"] >= len(references):
+            raise ValueError("every document is read: there is nothing to skip")
+        if decision.document is not None:
+            target = decision.document - 1
+            if target <= cursor["document"]:
+                raise ValueError(
+                    f"document {decision.document} has begun; the next is {cursor['document'] + 2}"
+                )
+            if target >= len(references):
+                raise ValueError(f"there are {len(references):,} documents")
+            passed = self._rest(state, until=target)
+            cursor = Cursor(document=target, start_char=0, start_byte=0)
+        else:
+            task = self._task_of(state)
+            for _ in range(decision.chunks or 0):
+                if cursor["document"] >= len(references):
+                    break
+                span = self._next_span(task, cursor, references)
+                passed.append([span["document"], span["start_char"], span["end_char"]])
+                cursor = _after(span, references[span["document"]])
+        changes = _passed_over(state, passed)
+        return _with(state, {**changes, "cursor": cursor})
+
+    def _rest(self, state: MemoryState, *, until: int | None = None) -> list[list[int]]:
+        """What is unread of the documents before `until`."""
+        references = self._references(state)
+        cursor = state["cursor"]
+        last = len(references) if until is None else until
+        return [
+            [
+                document,
+                cursor["start_char"] if document == cursor["document"] else 0,
+                references[document]["chars"],
+            ]
+            for document in range(cursor["document"], last)
+        ]
+
+    def _told_decision(self, decided: tuple[Decision, MemoryState, str]) -> Any:
+        decision, state, onward = decided
+        get_runtime().stream_writer(
+            {
+                "type": "reviewed",
+                "action": decision.action,
+                "step": state["step"],
+                "skipped": len(state.get("skipped") or []),
+            }
+        )
+        keys = ("memory", "plan", "evidence", "cursor", "skipped")
+        changes = {key: state.get(key) for key in keys}
+        return Command(update={**changes, "memory_is_new": False, "span": None}, goto=onward)
 
     # What the bodies are made of.
 
@@ -841,6 +1040,17 @@ def _at_home(
         for at, source in placed
         if piece["start_char"] < at + len(source.text) and piece["end_char"] > at
     ]
+
+
+def _passed_over(state: MemoryState, places: Sequence[list[int]]) -> dict[str, Any]:
+    """Stretches that nobody read, joined where one begins at another's end."""
+    joined = [list(place) for place in state.get("skipped") or []]
+    for document, start, end in places:
+        if joined and joined[-1][0] == document and joined[-1][2] == start:
+            joined[-1][2] = end
+        elif end > start:
+            joined.append([document, start, end])
+    return {"skipped": joined[:_SKIPPED_LISTED]}
 
 
 def _reading_state(state: MemoryState) -> ReadingState:

@@ -123,7 +123,8 @@ class MemoryState(TypedDict, total=False):
     sentences for the relevance of the "extract" protocol. `evidence` is packed, since every
     checkpoint holds all of the state again. `setup` names what the reading depends
     on, so that it cannot go on under another model or other sizes unnoticed. `turns` are the
-    last few questions of the thread.
+    last few questions of the thread. `memory_is_new`: the last chunk changed the memory. `skipped`
+    are [document, start_char, end_char].
     """
 
     question: str
@@ -142,6 +143,8 @@ class MemoryState(TypedDict, total=False):
     plan: str
     evidence: list[EvidenceRow]
     tally: dict[str, int]
+    memory_is_new: bool
+    skipped: list[list[int]]
     usage: Usage
     answer: str
     found: bool
@@ -160,7 +163,8 @@ class MemoryOutput(TypedDict):
     lines of memory that no place in the documents was found for. `structured_response`
     is the answer in the form of `response_format` as plain JSON values, else None.
     `answered_from`: "documents" that were read for this question, or "earlier evidence" where the
-    quotes that earlier questions of the thread left were enough.
+    quotes that earlier questions of the thread left were enough. `skipped`: stretches that a
+    reviewer passed over, as [document, start_char, end_char]; documents count from 0.
     """
 
     question: str
@@ -177,6 +181,7 @@ class MemoryOutput(TypedDict):
     structured_response: Any
     memory: str
     plan: str
+    skipped: list[list[int]]
     usage: Usage
 
 
