@@ -29,6 +29,7 @@
     └── RunError                      exit 5   a kept run cannot go on as asked
         ├── RunNotFoundError                   no such run, or several that begin so
         ├── RunLockedError                     another process is working on it
+        ├── RunPausedError            exit 6   it waits for a person's review
         ├── RunFormatError                     made by a newer version, damaged, or not a run
         ├── RunChangedError                    begun with another model, protocol or sizes
         └── RunInterruptedError       exit 130
@@ -69,6 +70,7 @@ __all__ = [
     "RunInterruptedError",
     "RunLockedError",
     "RunNotFoundError",
+    "RunPausedError",
     "ScannedDocumentError",
     "SettingsError",
     "SetupError",
@@ -212,6 +214,12 @@ class RunNotFoundError(RunError):
 
 class RunLockedError(RunError):
     """Another process is working on the run; the message says which."""
+
+
+class RunPausedError(RunError):
+    """The run waits for a person's review; the message says how to go on."""
+
+    exit_code = 6
 
 
 class RunFormatError(RunError):

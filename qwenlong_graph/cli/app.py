@@ -51,6 +51,7 @@ _EXIT_CODES = """\b
   3  a document cannot be read
   4  the model or its server failed
   5  a kept run cannot go on as asked
+  6  paused for a review
 130  interrupted"""
 
 _ABOUT = f"""Answers questions over documents far longer than any context window.
@@ -211,6 +212,14 @@ def ask(
             help="Seed of the model's random choices; by default 0.", rich_help_panel="Reading"
         ),
     ] = None,
+    review: Annotated[
+        str | None,
+        typer.Option(
+            metavar="WHEN",
+            help='Pause to look at memory, plan and evidence: "every:CHUNKS" or "on-change".',
+            rich_help_panel="Reading",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     run_id: Annotated[
         str | None,
@@ -260,6 +269,7 @@ def ask(
         data_dir=data_dir,
         run_id=run_id,
         is_ephemeral=ephemeral,
+        review=review,
         settings={
             name: value
             for name, value in {
@@ -312,6 +322,16 @@ def resume(
             rich_help_panel="Reading",
         ),
     ] = False,
+    decide: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DECISION",
+            help="How a reading that is paused for a review goes on: accept, answer (stop and "
+            'answer now), skip:CHUNKS, or edit:FILE, a text with the memory ("-" for standard '
+            "input). Without this you are asked.",
+            rich_help_panel="Reading",
+        ),
+    ] = None,
     data_dir: DataDir = None,
     memory: Annotated[bool, typer.Option("--memory", help="Show the final memory too.")] = False,
     as_json: Annotated[
@@ -332,6 +352,7 @@ def resume(
         accepts_changes=accept_changes,
         api_key=api_key,
         data_dir=data_dir,
+        decide=decide,
     )
     _answer(
         lambda progress: resume_run(asked, progress),

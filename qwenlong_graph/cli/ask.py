@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwenlong_graph.cli.connecting import connection_options, fetch_embedded
+from qwenlong_graph.cli.review import Decide, decided_by, decision_given, parsed_review
 from qwenlong_graph.errors import (
     ModelError,
     QuestionError,
@@ -74,6 +75,7 @@ class Ask:
     run_id: str | None = None
     is_ephemeral: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
+    review: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ class Resume:
     accepts_changes: bool = False
     api_key: str | None = field(default=None, repr=False)
     data_dir: Path | None = None
+    decide: str | None = None
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,12 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
         raise QuestionError("The question is empty. Ask what you want to know.")
     response_format = _schema(ask.schema) if ask.schema else None
     settings = ReadingSettings(**ask.settings)
+    review = None if ask.review is None else parsed_review(ask.review)
+    if review is not None and ask.is_ephemeral:
+        raise SettingsError(
+            "A review pauses the reading, and --ephemeral keeps nothing to go on with. "
+            "Leave out one of the two."
+        )
     skipped: list[Skipped] = []
 
     def on_skip(name: str, reason: str) -> None:
@@ -142,7 +151,7 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
         given: MemoryInput = {"question": ask.question, "documents": [collection]}
         if ask.instructions.strip():
             given["instructions"] = ask.instructions
-        agent_for = _agent_maker(model, settings, store, response_format)
+        agent_for = _agent_maker(model, settings, store, response_format, review)
         if ask.is_ephemeral:
             output = asyncio.run(stream_events(agent_for(None), given, on_event=_told_to(progress)))
         else:
@@ -158,9 +167,11 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
                 settings=dict(ask.settings),
                 version=version("qwenlong-graph"),
                 response_schema=response_format,
+                review=review,
             )
             with run.lock(), _next_step_told(run, ask.data_dir):
-                output = _read_kept(run, agent_for, given, progress)
+                decide = _decided(run, ask.data_dir, progress)
+                output = _read_kept(run, agent_for, given, progress, decide=decide)
     return Answered(
         output=output,
         model_name=model.model_name,
@@ -180,9 +191,15 @@ def resume_run(resume: Resume, progress: Progress) -> Answered:
     began = time.monotonic()
     run = shelf_in(resume.data_dir).find(resume.run_id)
     store = store_in(resume.data_dir)
+    decision = None if resume.decide is None else decision_given(resume.decide)
     with run.lock(), _next_step_told(run, resume.data_dir):
         values = run.state()
         if values.get("answer"):
+            if decision is not None:
+                raise RunError(
+                    f"Run {run.run_id} has its answer and is not paused for a review, so there is "
+                    "nothing to decide. Leave --decide out to see the answer."
+                )
             for moved in to_checkpoint(run.journal(), values):
                 progress.event(moved)
             return Answered(
@@ -210,9 +227,18 @@ def resume_run(resume: Resume, progress: Progress) -> Answered:
             progress.connected(model.model_name, documents=len(references))
             if "cursor" in values:
                 progress.event(resumed_event(values, references))
-            agent_for = _agent_maker(model, settings, store, record["response_schema"])
+            agent_for = _agent_maker(
+                model, settings, store, record["response_schema"], record.get("review")
+            )
             output = _read_kept(
-                run, agent_for, given, progress, record=record, accepts=resume.accepts_changes
+                run,
+                agent_for,
+                given,
+                progress,
+                record=record,
+                accepts=resume.accepts_changes,
+                decision=decision,
+                decide=_decided(run, resume.data_dir, progress),
             )
     return Answered(
         output=output,
@@ -255,6 +281,7 @@ def _agent_maker(
     settings: ReadingSettings,
     store: DocumentStore,
     response_format: dict[str, Any] | None,
+    review: Any = None,
 ) -> AgentMaker:
     from qwenlong_graph.graph.agent import create_memory_agent
 
@@ -265,9 +292,15 @@ def _agent_maker(
             checkpointer=checkpointer,
             document_dir=store.root,
             response_format=response_format,
+            review=None if review is None else "memory",
+            review_every=1 if review is None else review,
         )
 
     return agent_for
+
+
+def _decided(run: Run, data_dir: Path | None, progress: Progress) -> Decide:
+    return decided_by(progress.terminal(), how=resume_command(run.run_id, data_dir))
 
 
 def _changed(record: RunRecord, resume: Resume) -> RunRecord:
@@ -290,13 +323,16 @@ def _read_kept(
     given: MemoryInput,
     progress: Progress,
     *,
+    decide: Decide,
     record: RunRecord | None = None,
     accepts: bool = False,
+    decision: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:
-    """Reads with each step kept. `record` is how it goes on, kept once the agent takes it."""
+    """Reads with each step kept, from one review to the next. `record` is how it goes on, kept
+    once the agent takes it."""
     from langgraph.runtime import RunControl
 
-    async def read() -> Mapping[str, Any]:
+    async def read(decision: Mapping[str, Any] | None) -> Mapping[str, Any]:
         control = RunControl()
         async with _stopped_by_signals(control, progress):
             return await read_kept(
@@ -307,9 +343,15 @@ def _read_kept(
                 record=record,
                 accepts_changes=accepts,
                 control=control,
+                decision=decision,
             )
 
-    return asyncio.run(read())
+    output = asyncio.run(read(decision))
+    while paused := output.get("__interrupt__"):
+        with progress.paused():
+            decision = decide(paused[0].value)
+        output = asyncio.run(read(decision))
+    return output
 
 
 def _told_to(progress: Progress) -> OnEvent:

@@ -53,6 +53,12 @@ class Progress(Protocol):
     def event(self, event: Mapping[str, Any]) -> None:
         """An event of the agent's "custom" stream."""
 
+    def terminal(self) -> Console | None:
+        """Where a person can be asked; None where there is nobody."""
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing is shown meanwhile."""
+
 
 class Reading:
     """What the events so far amount to."""
@@ -206,6 +212,14 @@ class SilentProgress:
     def event(self, event: Mapping[str, Any]) -> None:
         """Nothing."""
 
+    def terminal(self) -> Console | None:
+        """Nobody: what is silent does not ask."""
+        return None
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return contextlib.nullcontext()
+
 
 class PlainProgress:
     """A line for each step on the way, and about ten while reading: what a log can bear."""
@@ -273,6 +287,14 @@ class PlainProgress:
             self._tell(_journal_moved(event))
         elif kind == "answered":
             self._tell(reading.summary(self._model_name))
+
+    def terminal(self) -> Console | None:
+        """A terminal that cannot redraw lines is one all the same; in a log nobody is asked."""
+        return _where_to_ask(self._console)
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return contextlib.nullcontext()
 
     def _tell_tenth(self, share: float, line: str) -> None:
         tenth = int(share * _PLAIN_LINES)
@@ -345,6 +367,19 @@ class LiveProgress:
             self._console.print(Text(f"{reading.summary(self._model_name)}\n", style="dim"))
         self._live.refresh()
 
+    def terminal(self) -> Console | None:
+        """This terminal, unless something else is standard input."""
+        return _where_to_ask(self._console)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The lines are taken away, and come back."""
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self._live.start()
+
     def view(self) -> RenderableType:
         """The lines as they are now."""
         reading = self._reading
@@ -365,6 +400,10 @@ class LiveProgress:
     def _spin(self, what: str) -> RenderableType:
         self._spinner.update(text=Text(f"{printable(what)} ...", no_wrap=True, overflow="ellipsis"))
         return self._spinner
+
+
+def _where_to_ask(console: Console) -> Console | None:
+    return console if console.is_terminal and sys.stdin.isatty() else None
 
 
 def _bar_line(label: str, done: int, total: int, after: str) -> RenderableType:

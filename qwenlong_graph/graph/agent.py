@@ -25,7 +25,12 @@ from langgraph.types import Command, RetryPolicy
 from qwenlong_graph.documents.loading import ingest
 from qwenlong_graph.documents.store import DocumentStore, default_data_dir
 from qwenlong_graph.errors import CheckpointerKindError, SettingsError
-from qwenlong_graph.graph.durable import could_restart, input_to_go_on
+from qwenlong_graph.graph.durable import (
+    being_read,
+    could_restart,
+    input_to_go_on,
+    require_not_being_read,
+)
 from qwenlong_graph.graph.forms import answer_form
 from qwenlong_graph.graph.messages import plain_history
 from qwenlong_graph.graph.nodes import ReadingNodes
@@ -97,7 +102,11 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
         given = self._by_reference(input, config)
         if thread := self._thread_of(given, config):
             given = input_to_go_on(given, self.get_state(thread))
-        return super().stream(given, _unlimited(config), **kwargs)
+        return self._marked(super().stream(given, _unlimited(config), **kwargs), config)
+
+    def _marked(self, events: Iterator[Any], config: RunnableConfig | None) -> Iterator[Any]:
+        with being_read(self.checkpointer, self._whole(config)):
+            yield from events
 
     async def astream(
         self, input: Any, config: RunnableConfig | None = None, **kwargs: Any
@@ -111,9 +120,23 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
         streamed = cast(
             "AsyncGenerator[Any, None]", super().astream(given, _unlimited(config), **kwargs)
         )
-        async with contextlib.aclosing(streamed) as events:
-            async for event in events:
-                yield event
+        with being_read(self.checkpointer, self._whole(config)):
+            async with contextlib.aclosing(streamed) as events:
+                async for event in events:
+                    yield event
+
+    def bulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
+        """Pregel.bulk_update_state, and `update_state`. `RunLockedError` in a running thread."""
+        require_not_being_read(self.checkpointer, self._whole(config))
+        return super().bulk_update_state(config, supersteps)
+
+    async def abulk_update_state(self, config: RunnableConfig, supersteps: Any) -> RunnableConfig:
+        """`bulk_update_state` for async callers."""
+        require_not_being_read(self.checkpointer, self._whole(config))
+        return await super().abulk_update_state(config, supersteps)
+
+    def _whole(self, config: RunnableConfig | None) -> RunnableConfig:
+        return merge_configs(self.config, config)
 
     def _by_reference(self, given: Any, config: RunnableConfig | None) -> Any:
         if isinstance(given, Command):
@@ -135,7 +158,7 @@ class MemoryAgent(CompiledStateGraph[MemoryState, None, MemoryInput, MemoryOutpu
         """Where a reading may be kept that `given` could restart."""
         if self.checkpointer is None or isinstance(self.checkpointer, bool):
             return None
-        whole = ensure_config(merge_configs(self.config, config))
+        whole = ensure_config(self._whole(config))
         return whole if could_restart(given, whole) else None
 
     def _require_checkpointer(self, config: RunnableConfig | None, *, is_async: bool) -> None:
@@ -205,18 +228,29 @@ def build_memory_graph(
     graph = MemoryGraph(MemoryState, input_schema=MemoryInput, output_schema=MemoryOutput)
     graph.nodes_of = nodes
     reviewed = ("review",) if nodes.review_every else ()
-    for name, node, onward in (
-        ("decompose", nodes.decompose_node(), ("recall", "read_chunk", "finalize")),
-        ("recall", nodes.recall_node(), ("read_chunk", "finalize")),
-        ("read_chunk", nodes.read_chunk_node(), None),
-        ("update_memory", nodes.update_memory_node(), (*reviewed, "read_chunk", "finalize")),
-        ("finalize", nodes.finalize_node(), ("read_chunk", END)),
+    for name, node in (
+        ("decompose", nodes.decompose_node()),
+        ("recall", nodes.recall_node()),
+        ("read_chunk", nodes.read_chunk_node()),
+        ("update_memory", nodes.update_memory_node()),
+        ("finalize", nodes.finalize_node()),
     ):
-        graph.add_node(name, node, retry_policy=retry_policy, destinations=onward)
+        graph.add_node(name, node, retry_policy=retry_policy)
     if reviewed:
+        # Where it goes is the reviewer's word alone.
         graph.add_node("review", nodes.review_node(), destinations=("read_chunk", "finalize"))
+    # Nodes say themselves where to go, together with what they write. The edges say the same once
+    # more: a state that was edited by hand (`update_state`) has only them.
     graph.add_edge(START, "decompose")
+    graph.add_conditional_edges(
+        "decompose", nodes.after_decompose, ["recall", "read_chunk", "finalize"]
+    )
+    graph.add_conditional_edges("recall", nodes.after_recall, ["read_chunk", "finalize"])
     graph.add_edge("read_chunk", "update_memory")
+    graph.add_conditional_edges(
+        "update_memory", nodes.after_update, [*reviewed, "read_chunk", "finalize"]
+    )
+    graph.add_conditional_edges("finalize", nodes.after_finalize, ["read_chunk", END])
     return graph
 
 

@@ -69,10 +69,12 @@ class RunRecord(_Required, total=False):
 
     `created` is an ISO time in UTC; `version` this package's; `model` what `connect` takes, never
     with a key; `titles` the first twenty, `documents` counts them all. `owner` is the salted hash
-    of a token, where the run was asked for with one.
+    of a token, where the run was asked for with one. `review` is "on-change" or a number of chunks
+    where it pauses for a person.
     """
 
     owner: str
+    review: str | int
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class RunShelf:
         response_schema: dict[str, Any] | None = None,
         run_id: str | None = None,
         owner: str | None = None,
+        review: str | int | None = None,
     ) -> Run:
         """A new run, under `run_id` or an id made of the time (UTC) and four random characters.
 
@@ -174,6 +177,8 @@ class RunShelf:
         )
         if owner is not None:
             record["owner"] = owner
+        if review is not None:
+            record["review"] = review
         while not record["run_id"]:
             suffix = "".join(secrets.choice(_ID_CHARACTERS) for _ in range(4))
             name = f"{created:%Y%m%d-%H%M%S}-{suffix}"

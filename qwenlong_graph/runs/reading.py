@@ -6,10 +6,13 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qwenlong_graph.errors import RunError
+
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import BaseCheckpointSaver
     from langgraph.runtime import RunControl
+    from langgraph.types import Command
 
     from qwenlong_graph.graph.agent import MemoryAgent
     from qwenlong_graph.graph.state import MemoryInput
@@ -22,7 +25,7 @@ __all__ = ["OnEvent", "read_kept", "resumed_event", "stream_events", "to_checkpo
 Event = dict[str, Any]
 OnEvent = Callable[[Event], Awaitable[None]]
 
-_JOURNALLED = frozenset({"memory_updated", "retry", "server_failed", "answered"})
+_JOURNALLED = frozenset({"memory_updated", "retry", "server_failed", "reviewed", "answered"})
 
 
 async def read_kept(
@@ -34,11 +37,16 @@ async def read_kept(
     record: RunRecord | None = None,
     accepts_changes: bool = False,
     control: RunControl | None = None,
+    decision: Mapping[str, Any] | None = None,
 ) -> Mapping[str, Any]:
     """The agent's output: of `given`, or of what the run holds already, from where it stands.
 
     The caller holds the run's lock. `record` is how the run goes on, written once the agent takes
-    it. Events reach the journal before `on_event`.
+    it. Events reach the journal before `on_event`. `decision` answers the review that the run is
+    paused for; where it pauses again, the output holds `__interrupt__`.
+
+    Raises:
+        RunError: there is a decision, and no review that waits for one.
     """
     is_taken = record is None or record == run.record
     config: RunnableConfig = {"configurable": {"thread_id": run.run_id}}
@@ -46,7 +54,13 @@ async def read_kept(
         config["configurable"]["accept_changes"] = True
     async with run.checkpoints() as saver:
         agent = agent_for(saver)
-        values = (await agent.aget_state(config)).values
+        held = await agent.aget_state(config)
+        values = held.values
+        if decision is not None and not held.interrupts:
+            raise RunError(
+                f"Run {run.run_id} is not paused for a review, so there is nothing to decide. "
+                "Resume it without a decision."
+            )
         journal = run.journal()
         for moved in to_checkpoint(journal, values):
             await on_event(moved)
@@ -62,7 +76,7 @@ async def read_kept(
 
         output = await stream_events(
             agent,
-            None if values else given,
+            _input(given, values, decision),
             config,
             on_event=keep,
             durability="sync",
@@ -74,9 +88,17 @@ async def read_kept(
     return output
 
 
+def _input(given: MemoryInput, values: Mapping[str, Any], decision: Any) -> Any:
+    from langgraph.types import Command
+
+    if decision is not None:
+        return Command(resume=dict(decision))
+    return None if values else given
+
+
 async def stream_events(
     agent: MemoryAgent,
-    given: MemoryInput | None,
+    given: MemoryInput | Command[Any] | None,
     config: RunnableConfig | None = None,
     *,
     on_event: OnEvent,

@@ -203,6 +203,8 @@ class TestAnswers:
         output = call(agent, goes_on("answer"), form)
         assert output["answer"] == FACT
         assert output["skipped"] == [[0, request["chars_read"], len(TEXT)], [1, 0, len(MILL)]]
+        assert output["usage"]["steps"] == 1
+        assert len(agent.asked) == output["usage"]["calls"]
 
     @pytest.mark.parametrize(
         ("value", "problem"),
