@@ -29,6 +29,9 @@ def answer_text(output: Mapping[str, Any]) -> str:
         blocks.append("\n".join(["In none of the sources, so do not rely on it:", *doubtful]))
     if unread := output["usage"]["unread"]:
         blocks.append(f"Chunks not read, for the model gave no usable reply: {unread}.")
+    if skipped := output.get("skipped"):
+        chars = sum(end - start for _, start, end in skipped)
+        blocks.append(f"Passed over at a review, and not read: {chars:,} characters.")
     return "\n\n".join(blocks)
 
 

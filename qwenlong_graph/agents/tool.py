@@ -62,6 +62,7 @@ _ARTIFACT_KEYS = (
     "usage",
     "structured_response",
     "answered_from",
+    "skipped",
 )
 _DESCRIPTION = (
     "Reads long documents from beginning to end and answers one question about them, with quotes "

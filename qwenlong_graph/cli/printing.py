@@ -107,6 +107,7 @@ def as_object(answered: Answered) -> dict[str, Any]:
         "question": output["question"],
         "core_question": output["core_question"],
         "answer": output["answer"],
+        "answered_from": output.get("answered_from") or "documents",
         "found": output["found"],
         "is_quoted": output["is_quoted"],
         "citations": output["citations"],
@@ -116,6 +117,10 @@ def as_object(answered: Answered) -> dict[str, Any]:
         "unverified": output["unverified"],
         "plan": output["plan"],
         "usage": {**output["usage"], "unread_spans": unread},
+        "skipped": [
+            {"document_title": answered.titles[document], "start_char": start, "end_char": end}
+            for document, start, end in output.get("skipped") or []
+        ],
         "documents": {
             "count": output["documents"][0]["documents"],
             "chars": output["documents"][0]["chars"],
@@ -154,6 +159,12 @@ def _blocks(answered: Answered, console: Console, *, shows_memory: bool) -> Iter
         for span in unread:
             title = printable(answered.titles[span["document"]])
             yield Text(f"- {title}, chars {span['start_char']}-{span['end_char']}", style="yellow")
+    if skipped := output.get("skipped"):
+        yield _heading("Passed over", style="bold yellow")
+        yield Text("At a review it was decided not to read these stretches:", style="yellow")
+        for document, start, end in skipped:
+            title = printable(answered.titles[document])
+            yield Text(f"- {title}, chars {start}-{end}", style="yellow")
     if shows_memory:
         yield _heading("Memory")
         yield from _memory(output["memory"], output["unverified"])
