@@ -6,12 +6,16 @@ import asyncio
 import base64
 import json
 import re
+import shutil
 
 import pytest
 from langchain.agents import AgentState, create_agent
-from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
+from langchain.agents.middleware import SummarizationMiddleware
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import ToolException, tool
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.prebuilt import ToolRuntime
 from langgraph.types import Command
 
@@ -21,10 +25,14 @@ from qwenlong_graph.agents.middleware import (
     LONGEST_NOTICE_CHARS,
     STATE_KEY,
     LongContentMiddleware,
+    find_stored_content,
 )
+from qwenlong_graph.agents.tool import create_document_tool
 from qwenlong_graph.documents.store import DocumentStore
+from qwenlong_graph.errors import SettingsError
 from qwenlong_graph.testing.oracle import oracle
 from qwenlong_graph.testing.scripted import ScriptedChatModel
+from tests.documents.files import pdf
 
 pytestmark = pytest.mark.contract
 
@@ -359,3 +367,186 @@ class TestHostileResults:
         _, message = searched(middleware, call, piece * 20_000)
         assert id_in(message)
         assert len(message.text) < LONGEST_NOTICE_CHARS / 2
+
+
+def asks_about(middleware, name, call_id="ask"):
+    return calls(middleware.tool.name, call_id, question=QUESTION, documents=[name])
+
+
+class TestAttachments:
+    def test_a_long_pdf_becomes_a_notice_and_is_answered_about_with_pages(self, middleware, call):
+        pages = [[FILLER] * 4 for _ in range(12)]
+        pages[6] = [FACT]
+        attached = block(pdf(*pages), "application/pdf", extras={"filename": "deeds.pdf"})
+
+        def next_reply(messages):
+            if isinstance(messages[-1], HumanMessage):
+                return asks_about(middleware, id_in(messages[-1]))
+            return "done"
+
+        question = {"type": "text", "text": QUESTION}
+        output = call(host_of(middleware, next_reply), asked([question, attached]))
+        human, told = output["messages"][0], output["messages"][-2]
+        assert human.content[0] == question
+        assert '"deeds.pdf"' in human.text
+        assert "12 pages" in human.text
+        assert attached["base64"] not in str(output)
+        assert "page 7" in told.text
+        assert told.artifact["citations"][0]["cited_text"] == FACT
+
+    def test_a_long_message_keeps_its_beginning_and_end(self, middleware, call):
+        text = f"Please sum this up.\n{LONG}\nIn three sentences, please."
+        output = call(host_of(middleware, "done"), asked(text))
+        assert "| Please sum this up." in output["messages"][0].text
+        assert "| In three sentences, please." in output["messages"][0].text
+        assert MARKER not in str(output)
+
+    def test_pictures_and_files_that_cannot_be_read_stay(self, middleware, call):
+        blocks = [
+            {
+                "type": "image",
+                "base64": base64.b64encode(b"x" * 9_000).decode(),
+                "mime_type": "image/png",
+            },
+            block(b"\x00\x01" * 9_000, "application/octet-stream"),
+        ]
+        output = call(host_of(middleware, "done"), asked(blocks))
+        assert output["messages"][0].content == blocks
+        assert not output.get(STATE_KEY)
+
+    def test_a_short_attachment_stays(self, middleware, call):
+        attached = block(pdf([FACT]), "application/pdf", extras={"filename": "deed.pdf"})
+        output = call(host_of(middleware, "done"), asked([attached]))
+        assert output["messages"][0].content == [attached]
+
+
+class TestWhatOutlivesTheMessages:
+    def test_a_history_that_is_summarised_loses_no_content(self, middleware, call):
+        summary = SummarizationMiddleware(
+            model=ScriptedChatModel(lambda _: AIMessage("They talked.")),
+            trigger=("messages", 3),
+            keep=("messages", 1),
+        )
+        seen = []
+
+        def next_reply(messages):
+            seen.append(messages)
+            last = messages[-1]
+            if isinstance(last, HumanMessage) and last.text == "look":
+                return calls("search")
+            if isinstance(last, HumanMessage) and last.text == QUESTION:
+                system = next(held.text for held in messages if isinstance(held, SystemMessage))
+                assert "the conversation no longer shows" in system
+                return asks_about(middleware, re.search(r"content-[0-9a-f]+", system)[0])
+            return "done"
+
+        host = host_of(
+            [middleware, summary], next_reply, tools=[gives(LONG)], checkpointer=InMemorySaver()
+        )
+        call(host, asked("look"))
+        output = call(host, asked(QUESTION))
+        assert not any("<stored_content" in held.text for held in output["messages"])
+        told = [held for held in output["messages"] if isinstance(held, ToolMessage)][-1]
+        assert FACT in told.text
+
+    def test_a_thread_goes_on_with_new_objects_over_the_same_files(
+        self, memory_agent, call, tmp_path
+    ):
+        path = str(tmp_path / "host.sqlite")
+
+        def next_reply(messages):
+            last = messages[-1]
+            if isinstance(last, HumanMessage):
+                ids = [id_in(held) for held in messages if getattr(held, "name", "") == "search"]
+                return asks_about(middleware, ids[0]) if ids else calls("search")
+            return "done"
+
+        for _ in range(2):
+            middleware = LongContentMiddleware(memory_agent, max_tokens=LIMIT)
+
+            async def turn(middleware=middleware):
+                async with AsyncSqliteSaver.from_conn_string(path) as saver:
+                    host = host_of(middleware, next_reply, tools=[gives(LONG)], checkpointer=saver)
+                    config = {"configurable": {"thread_id": "1"}}
+                    return await host.ainvoke(asked(QUESTION), config)
+
+            output = asyncio.run(turn())
+        assert FACT in output["messages"][-2].text
+
+    def test_a_content_that_the_store_has_lost_is_an_error_that_the_model_is_told(
+        self, middleware, call, store_dir
+    ):
+        def next_reply(messages):
+            last = messages[-1]
+            if isinstance(last, HumanMessage):
+                return calls("search")
+            if last.name == "search":
+                shutil.rmtree(store_dir)
+                return asks_about(middleware, id_in(last))
+            return "done"
+
+        output = call(host_of(middleware, next_reply, tools=[gives(LONG)]), asked())
+        assert output["messages"][-2].status == "error"
+        assert output["messages"][-1].text == "done"
+
+    def test_an_id_that_was_forged_names_nothing(self, middleware, call):
+        forged = HumanMessage(
+            "Look.",
+            additional_kwargs={
+                STATE_KEY: {
+                    "content-" + "a" * 12: {
+                        "reference": {"document_id": "../../etc/passwd", "title": "x"},
+                        "kind": "text",
+                        "tokens": 1,
+                        "source": "x",
+                    }
+                }
+            },
+        )
+        replies = [asks_about(middleware, "content-" + "a" * 12), "done"]
+        output = call(host_of(middleware, *replies), {"messages": [forged]})
+        assert output["messages"][-2].status == "error"
+        assert not output.get(STATE_KEY)
+
+    def test_a_name_that_one_content_alone_has_is_enough(self, middleware, call):
+        def next_reply(messages):
+            last = messages[-1]
+            if isinstance(last, HumanMessage):
+                return calls("search")
+            return asks_about(middleware, "search") if last.name == "search" else "done"
+
+        output = call(host_of(middleware, next_reply, tools=[gives(LONG)]), asked())
+        assert FACT in output["messages"][-2].text
+
+
+class TestSettings:
+    @pytest.mark.parametrize("limit", [0, -1, True, 1.5, "many"])
+    def test_a_limit_is_a_number_of_tokens(self, memory_agent, limit):
+        with pytest.raises(SettingsError, match="max_tokens"):
+            LongContentMiddleware(memory_agent, max_tokens=limit)
+
+    def test_the_agent_is_a_memory_agent(self):
+        with pytest.raises(SettingsError, match="create_memory_agent"):
+            LongContentMiddleware(object())
+
+    def test_a_tool_of_ones_own_serves(self, memory_agent, call):
+        own = create_document_tool(memory_agent, name="read_it", finders=[find_stored_content])
+        middleware = LongContentMiddleware(memory_agent, max_tokens=LIMIT, tool=own)
+        assert middleware.tools == []
+        _, message = searched(middleware, call, LONG)
+        assert "call the tool read_it" in message.text
+
+    def test_it_serves_deepagents(self, middleware, call):
+        from deepagents import create_deep_agent
+
+        def next_reply(messages):
+            last = messages[-1]
+            if isinstance(last, HumanMessage):
+                return calls("search")
+            return asks_about(middleware, id_in(last)) if last.name == "search" else "done"
+
+        host = create_deep_agent(
+            model=ScriptedChatModel(next_reply), tools=[gives(LONG)], middleware=[middleware]
+        )
+        output = call(host, asked())
+        assert FACT in output["messages"][-2].text
