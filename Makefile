@@ -46,6 +46,7 @@ bench: $(VENV)/.installed-dev ## Measure everything; the embedded model takes ho
 	@$(VENV)/bin/python benchmarks/unsupported.py --json benchmarks/results/unsupported.json
 	@$(VENV)/bin/python benchmarks/loop.py --json benchmarks/results/loop.json
 	@$(VENV)/bin/python benchmarks/clients.py --json benchmarks/results/clients.json
+	@$(VENV)/bin/python benchmarks/hosts.py --json benchmarks/results/hosts.json
 	@$(VENV)/bin/python benchmarks/kills.py --json benchmarks/results/kills.json
 	@$(VENV)/bin/python benchmarks/faults.py --json benchmarks/results/faults.json
 	@$(VENV)/bin/python benchmarks/repetition.py --json benchmarks/results/repetition.json
