@@ -31,7 +31,14 @@ if TYPE_CHECKING:
     from langchain_core.language_models import BaseChatModel
     from langgraph_sdk.runtime import ServerRuntime
 
-__all__ = ["MODEL_VARIABLE", "ROOTS_VARIABLE", "ServedGraphs", "document_chat", "memory_agent"]
+__all__ = [
+    "MODEL_VARIABLE",
+    "ROOTS_VARIABLE",
+    "ServedGraphs",
+    "document_chat",
+    "memory_agent",
+    "reviewed_agent",
+]
 
 MODEL_VARIABLE = "QWENLONG_GRAPH_MODEL"
 ROOTS_VARIABLE = "QWENLONG_GRAPH_ROOTS"
@@ -132,3 +139,4 @@ _UNCONNECTED = ConnectedModel(
 _from_environment = ServedGraphs()
 memory_agent = _from_environment.memory_agent
 document_chat = _from_environment.document_chat
+reviewed_agent = ServedGraphs(review="memory", review_every="on-change").memory_agent

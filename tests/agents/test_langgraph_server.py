@@ -234,7 +234,7 @@ def prompts_with(server, word):
 
 def test_the_server_starts_and_shows_its_graphs_without_asking_the_model(server):
     assert {"memory_agent", "document_chat", "away"} <= server.assistants.keys()
-    for name in ("memory_agent", "document_chat"):
+    for name in ("memory_agent", "document_chat", "reviewed_agent"):
         assert server.assistants[name][0]["description"]
     assert server.asked_before_any_run == 0
     nodes = [node["id"] for node in server.assistants["memory_agent"][2]["nodes"]]
@@ -352,6 +352,26 @@ async def test_a_reading_pauses_is_edited_and_goes_on_with_the_edit(client, serv
     assert edit in update
     assert "says the reader" in events[-1][1]["memory"]
     assert FACT in events[-1][1]["answer"]
+
+
+async def test_a_review_pauses_is_answered_and_goes_on(client, server):
+    thread, events = await run(client, "reviewed_agent", input=GIVEN)
+    (interrupt,) = events[-1][1]["__interrupt__"]
+    request = interrupt["value"]
+    assert (request["type"], request["memory"]) == ("review", f"- {FACT}")
+    assert request["evidence"][0]["text"] == FACT
+    before = len(server.model.prompts)
+    _, events = await run(
+        client, "reviewed_agent", thread=thread, command={"resume": {"action": "skip"}}
+    )
+    assert "either" in events[-1][1]["__interrupt__"][0]["value"]["problem"]
+    assert len(server.model.prompts) == before
+    _, events = await run(
+        client, "reviewed_agent", thread=thread, command={"resume": {"action": "answer"}}
+    )
+    assert FACT in events[-1][1]["answer"]
+    assert events[-1][1]["skipped"]
+    assert len(server.model.prompts) == before + 1
 
 
 async def test_cancelling_stops_the_model_call_and_the_reading_goes_on_later(client, server):
