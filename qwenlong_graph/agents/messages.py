@@ -28,6 +28,7 @@ from langgraph.graph.message import add_messages
 from langgraph.graph.state import CompiledStateGraph
 from langgraph.runtime import get_runtime
 from langgraph.types import Command
+from pydantic import Field, WithJsonSchema
 
 # LangGraph and pydantic need the backport on Python 3.11 to build JSON schemas.
 from typing_extensions import TypedDict
@@ -52,6 +53,7 @@ from qwenlong_graph.errors import (
 )
 from qwenlong_graph.graph.agent import MemoryAgent, MemoryGraph
 from qwenlong_graph.graph.messages import answer_message
+from qwenlong_graph.graph.state import DOCUMENTS_SCHEMA
 from qwenlong_graph.types import CollectionReference, Message
 
 if TYPE_CHECKING:
@@ -88,9 +90,26 @@ class MessagesInput(TypedDict):
     deepagents keeps them. Neither is looked at where the agent was made for fixed documents.
     """
 
-    messages: Annotated[list[AnyMessage], add_messages]
-    documents: NotRequired[list[Any]]
-    files: NotRequired[dict[str, Any]]
+    messages: Annotated[
+        list[AnyMessage],
+        Field(
+            title="Messages",
+            description="The conversation; the last message of the user is the question. Documents "
+            "may be attached to it, as text or as files in base64.",
+        ),
+        add_messages,
+    ]
+    documents: NotRequired[Annotated[list[Any], WithJsonSchema(DOCUMENTS_SCHEMA)]]
+    files: NotRequired[
+        Annotated[
+            dict[str, Any],
+            Field(
+                title="Files",
+                description='Path -> {"content": ..., "encoding": "utf-8" or "base64"}; those that '
+                "the question names are read, else all.",
+            ),
+        ]
+    ]
 
 
 class Problem(TypedDict):

@@ -33,7 +33,7 @@ EvidenceRow = list[int | str]
 
 
 # What can be sent as JSON; Python programs may give loaders and documents too.
-_DOCUMENTS = {
+DOCUMENTS_SCHEMA = {
     "title": "Documents",
     "description": "What to read, in this order: texts as they are, or names of files that may be "
     "read where the agent runs.",
@@ -102,7 +102,7 @@ class MemoryInput(TypedDict):
     question: Annotated[
         str, Field(title="Question", description="What you want to know from the documents.")
     ]
-    documents: Annotated[list[Any], WithJsonSchema(_DOCUMENTS)]
+    documents: Annotated[list[Any], WithJsonSchema(DOCUMENTS_SCHEMA)]
     instructions: NotRequired[
         Annotated[
             str,

@@ -253,7 +253,11 @@ def test_the_input_schema_says_what_to_send(server):
         assert shown["description"], field
     output = server.assistants["memory_agent"][1]["output_schema"]["properties"]
     assert {"answer", "citations", "unsupported"} <= output.keys()
-    assert "messages" in server.assistants["document_chat"][1]["input_schema"]["properties"]
+    chat = server.assistants["document_chat"][1]["input_schema"]["properties"]
+    assert {"messages", "documents", "files"} <= chat.keys()
+    for field, shown in chat.items():
+        assert shown["title"], field
+        assert shown["description"], field
 
 
 async def test_progress_and_states_are_streamed_in_order(client):
