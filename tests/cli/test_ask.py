@@ -141,9 +141,9 @@ class TestJson:
         assert (ended.returncode, ended.stderr) == (0, "")
         told = json.loads(ended.stdout)
         assert list(told) == [
-            "question", "core_question", "answer", "found", "is_quoted", "citations", "unsupported",
-            "structured_response", "memory", "unverified", "plan", "usage", "documents", "model",
-            "seconds",
+            "question", "core_question", "answer", "answered_from", "found", "is_quoted",
+            "citations", "unsupported", "structured_response", "memory", "unverified", "plan",
+            "usage", "skipped", "documents", "model", "seconds",
         ]  # fmt: skip
         assert (told["question"], told["found"], told["model"]) == (QUESTION, True, NAME)
         assert [citation["cited_text"] for citation in told["citations"]] == [FACT]
