@@ -1,0 +1,56 @@
+"""The models of the examples: scripted unless `--model` names another.
+
+A scripted reader knows which sentences to look for, and finds them where they stand; a scripted
+host knows which tools it calls. Everything else is real: the graph, the chunks, the memory, the
+store, the citations. So an example runs in seconds, without a key, and always shows the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from langchain_core.language_models import BaseChatModel
+
+from qwenlong_graph import connect
+from qwenlong_graph.models.connect import ConnectedModel
+from qwenlong_graph.testing.oracle import oracle
+from qwenlong_graph.testing.scripted import ScriptedChatModel
+
+DATA = Path(__file__).parent / "data"
+ADDRESS_1946 = DATA / "state-of-the-union-1946.txt"
+"""36,500 tokens of SmolLM2; ten chunks or so for the scripted reader."""
+
+
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """A parser with `--model`; its help shows `description`, the example's first lines."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model",
+        default="scripted",
+        help='"scripted" (the default), "embedded", or the address of a server of yours',
+    )
+    return parser
+
+
+def reader(name: str, sentences: Sequence[str], **options: Any) -> ConnectedModel:
+    """The model that reads; scripted, it looks for `sentences`. `options` are those of `oracle`."""
+    return oracle(sentences, **options) if name == "scripted" else connect(name)
+
+
+def host(name: str, reading: ConnectedModel, replies: Iterable[Any] | Callable[..., Any]) -> Any:
+    """The model of the agent around the reading: that of a server, else one with that script."""
+    if "://" in name:
+        chat: BaseChatModel = reading.chat
+        return chat
+    if name != "scripted":
+        print(
+            f"(The host is scripted: {name} reads, and is too small to choose tools.)\n",
+            file=sys.stderr,
+        )
+    return ScriptedChatModel(replies)
