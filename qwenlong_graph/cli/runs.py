@@ -141,6 +141,8 @@ def journal_lines(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"The journal was damaged; what was found is in {entry['moved_to']}."
     elif kind == "answered":
         yield "Answered." if entry["found"] else "Answered: not found."
+    elif kind == "stopped":
+        yield f"Stopped: {entry['error']}" + (f": {entry['message']}" if entry["message"] else "")
     elif kind == "server_failed":
         yield f"The server failed: {entry['message']}"
 

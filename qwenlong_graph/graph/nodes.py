@@ -371,6 +371,7 @@ class ReadingNodes:
                 "end_char": chunk.end_char,
                 "reply": update.kind,
                 "memory_tokens": task.count_tokens(update.state["memory"]),
+                "plan": update.state["plan"],
                 "evidence_added": update.evidence_added,
                 "evidence": len(update.state["evidence"]),
                 **_change(before, update.state),

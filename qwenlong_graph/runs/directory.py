@@ -46,6 +46,8 @@ _ID_CHARACTERS = string.ascii_lowercase + string.digits
 # Hidden, so that they are no run ids; a process that was killed leaves one behind.
 _REMOVED = ".removed-"
 _UNFINISHED = ".unfinished-"
+# LangGraph's channel of open interrupts; it does not export the name.
+_INTERRUPT = "__interrupt__"
 
 
 class _Required(TypedDict):
@@ -78,6 +80,14 @@ class RunRecord(_Required, total=False):
 
 
 @dataclass(frozen=True)
+class Kept:
+    """The values of a run's newest checkpoint; `is_paused`: it waits for a review."""
+
+    values: dict[str, Any]
+    is_paused: bool
+
+
+@dataclass(frozen=True)
 class Run:
     """One run on disk; its id is LangGraph's `thread_id`."""
 
@@ -100,12 +110,19 @@ class Run:
 
         Raises `RunFormatError` if its file is damaged.
         """
+        return self.kept().values
+
+    def kept(self) -> Kept:
+        """The newest checkpoint; raises `RunFormatError` if its file is damaged."""
         file = self.path / "checkpoints.sqlite"
         if not file.exists() or not file.stat().st_size:
-            return {}
+            return Kept({}, is_paused=False)
         with self.sync_checkpoints() as saver:
             kept = saver.get_tuple({"configurable": {"thread_id": self.run_id}})
-        return dict(kept.checkpoint["channel_values"]) if kept else {}
+        if kept is None:
+            return Kept({}, is_paused=False)
+        is_paused = any(channel == _INTERRUPT for _, channel, _ in kept.pending_writes or ())
+        return Kept(dict(kept.checkpoint["channel_values"]), is_paused=is_paused)
 
     def rerecord(self, record: RunRecord) -> Run:
         """The run with another record, which is written; raises `RunError` if it cannot be."""
@@ -205,6 +222,15 @@ class RunShelf:
         near = difflib.get_close_matches(run_id, names, cutoff=0.5)
         hint = f"Near it: {_listed(near)}." if near else "See which there are with: runs list"
         raise RunNotFoundError(f"There is no run {run_id!r} in {self.root}. {hint}")
+
+    def get(self, run_id: str) -> Run | None:
+        """The run of exactly that id, without a look at the others; None where there is none.
+
+        Raises `RunFormatError` if it is there but cannot be read.
+        """
+        path = self.root / run_id
+        is_there = _RUN_ID.fullmatch(run_id) and path.is_dir()
+        return Run(path, _read_record(path)) if is_there else None
 
     def __contains__(self, run_id: object) -> bool:
         """Whether there is a run of exactly that id, readable or not."""

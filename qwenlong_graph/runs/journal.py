@@ -32,7 +32,8 @@ class Journal:
     """The journal file `path`; it need not exist yet. One process writes at a time.
 
     A line is an event of the agent's stream: "memory_updated" for each chunk, "retry",
-    "server_failed", "answered". `follow` adds "restored" and "damaged".
+    "server_failed", "reviewed", "answered". A "stopped" one says why a reading ended early.
+    `follow` adds "restored" and "damaged".
     """
 
     def __init__(self, path: Path) -> None:
@@ -79,6 +80,10 @@ class Journal:
                 f"checkpoints do not need it: a resume of the run moves it aside and goes on."
             )
         return entries
+
+    def readable(self) -> tuple[list[Entry], list[int]]:
+        """The entries that can be read, in order, and the numbers (from 1) of the broken lines."""
+        return self._read()
 
     def follow(self, state: Mapping[str, Any] | MemoryState) -> Path | None:
         """Bring the journal to what a checkpoint holds: `state`, empty where there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -74,18 +75,39 @@ async def read_kept(
                 journal.append(event)
             await on_event(event)
 
-        output = await stream_events(
-            agent,
-            _input(given, values, decision),
-            config,
-            on_event=keep,
-            durability="sync",
-            control=control,
-        )
+        with _stop_told(journal):
+            output = await stream_events(
+                agent,
+                _input(given, values, decision),
+                config,
+                on_event=keep,
+                durability="sync",
+                control=control,
+            )
         # An event is lost where a kill came between a step and its line.
         for moved in to_checkpoint(journal, (await agent.aget_state(config)).values):
             await on_event(moved)
     return output
+
+
+@contextlib.contextmanager
+def _stop_told(journal: Journal) -> Iterator[None]:
+    """Why a reading ends early goes to the journal, if it can still be written."""
+    from langgraph.errors import GraphDrained
+
+    try:
+        yield
+    except BaseException as error:
+        is_interrupted = isinstance(error, (GraphDrained, asyncio.CancelledError))
+        with contextlib.suppress(RunError):
+            journal.append(
+                {
+                    "type": "stopped",
+                    "error": "interrupted" if is_interrupted else type(error).__name__,
+                    "message": "" if is_interrupted else str(error),
+                }
+            )
+        raise
 
 
 def _input(given: MemoryInput, values: Mapping[str, Any], decision: Any) -> Any:
