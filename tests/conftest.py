@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.browser import axe_violations, chromium, chromium_page  # noqa: F401 - fixtures
+
 
 @pytest.fixture(scope="session")
 def embedded_model():

@@ -261,6 +261,12 @@ class Reader:
         run = self.find(run_id, owner)
         return quotes_of(run, run.state(), self.store)
 
+    def report(self, run_id: str, owner: Owner) -> str:
+        """The report of their run as an HTML page, however far the run is."""
+        from qwenlong_graph.report import reading_of_run, report_page
+
+        return report_page(reading_of_run(self.find(run_id, owner), self.store))
+
     def find(self, run_id: str, owner: Owner) -> Run:
         """Their run of exactly that id. Another's is not told from none."""
         unknown = RunNotFoundError(

@@ -26,6 +26,7 @@ __all__ = [
     "estimate_text",
     "evidence_uri",
     "memory_uri",
+    "report_uri",
     "runs_text",
 ]
 
@@ -127,6 +128,10 @@ class AnswerResult(BaseModel):
     model: str
     memory_uri: Annotated[str, Field(description="Resource: the notes taken while reading.")]
     evidence_uri: Annotated[str, Field(description="Resource: all quotes the notes rest on.")]
+    report_uri: Annotated[
+        str,
+        Field(description="Resource: an HTML page for the user, on how the answer came about."),
+    ]
 
 
 class DocumentSize(BaseModel):
@@ -191,6 +196,11 @@ def evidence_uri(run_id: str) -> str:
     return f"run://{run_id}/evidence"
 
 
+def report_uri(run_id: str) -> str:
+    """The address of a run's report."""
+    return f"run://{run_id}/report"
+
+
 def answer_result(answered: Answered) -> AnswerResult:
     """The structured form of an answer."""
     output, titles = encodable(answered.output), list(answered.titles)
@@ -215,6 +225,7 @@ def answer_result(answered: Answered) -> AnswerResult:
         model=answered.model_name,
         memory_uri=memory_uri(answered.run_id),
         evidence_uri=evidence_uri(answered.run_id),
+        report_uri=report_uri(answered.run_id),
     )
 
 

@@ -42,6 +42,7 @@ from qwenlong_graph.mcp.results import (
     estimate_text,
     evidence_uri,
     memory_uri,
+    report_uri,
     runs_text,
 )
 
@@ -68,7 +69,7 @@ ROOTS_MAX = 100
 ROOTS_TIMEOUT_S = 10.0
 
 _RESOURCE_NOT_FOUND = -32002  # MCP's own; the SDK has no name for it
-_RESOURCE = re.compile(r"run://([A-Za-z0-9][A-Za-z0-9._-]{0,63})/(memory|evidence)")
+_RESOURCE = re.compile(r"run://([A-Za-z0-9][A-Za-z0-9._-]{0,63})/(memory|evidence|report)")
 
 _ABOUT = """\
 Answers questions about documents far longer than your context window. A language model on this \
@@ -286,6 +287,11 @@ def build_server(
                 text, mime_type = (
                     await asyncio.to_thread(reader.memory, run_id, owner),
                     "text/plain",
+                )
+            elif kind == "report":
+                text, mime_type = (
+                    await asyncio.to_thread(reader.report, run_id, owner),
+                    "text/html",
                 )
             else:
                 quotes = await asyncio.to_thread(reader.evidence, run_id, owner)
@@ -588,10 +594,20 @@ def _resources(run_id: str, question: str) -> list[types.Resource]:
             description=encodable(f"The quotes that the notes rest on, for: {about}"),
             mimeType="application/json",
         ),
+        types.Resource(
+            uri=AnyUrl(report_uri(run_id)),
+            name=f"{run_id}/report",
+            title=f"Report of {run_id}",
+            description=encodable(f"A page for people, on how the answer came about, to: {about}"),
+            mimeType="text/html",
+            annotations=_FOR_PEOPLE,
+        ),
     ]
 
 
-_FORMS = "run://{run_id}/memory and run://{run_id}/evidence"
+# Long, and no use to a model: clients that heed it offer it to the user only.
+_FOR_PEOPLE = types.Annotations(audience=["user"], priority=0.3)
+_FORMS = "run://{run_id}/memory, run://{run_id}/evidence and run://{run_id}/report"
 _TEMPLATES = [
     types.ResourceTemplate(
         uriTemplate="run://{run_id}/memory",
@@ -606,6 +622,15 @@ _TEMPLATES = [
         title="Evidence of a run",
         description="The quotes that the notes rest on: text, document, character offsets.",
         mimeType="application/json",
+    ),
+    types.ResourceTemplate(
+        uriTemplate="run://{run_id}/report",
+        name="report",
+        title="Report of a run",
+        description="An HTML page for people: the answer, its sources, each chunk and what it "
+        "changed. It can have megabytes.",
+        mimeType="text/html",
+        annotations=_FOR_PEOPLE,
     ),
 ]
 

@@ -320,14 +320,16 @@ class TestResources:
                 (content,) = (await client.read_resource(resource.uri)).contents
                 read[str(resource.uri)] = content
             templates = (await client.list_resource_templates()).resourceTemplates
-        assert list(read) == ["run://Mill.1911/memory", "run://Mill.1911/evidence"]
-        memory, evidence = read.values()
+        kinds = ("memory", "evidence", "report")
+        assert list(read) == [f"run://Mill.1911/{kind}" for kind in kinds]
+        memory, evidence, report = read.values()
         assert FACT in memory.text
         assert [quote["cited_text"] for quote in json.loads(evidence.text)] == [FACT]
         assert evidence.mimeType == "application/json"
+        assert report.mimeType == "text/html"
+        assert f"<mark>{FACT}</mark>" in report.text
         assert [template.uriTemplate for template in templates] == [
-            "run://{run_id}/memory",
-            "run://{run_id}/evidence",
+            f"run://{{run_id}}/{kind}" for kind in kinds
         ]
 
     @pytest.mark.parametrize(
@@ -353,7 +355,7 @@ class TestResources:
             with pytest.raises(McpError, match="cursor"):
                 await client.list_resources(params=PaginatedRequestParams(cursor="nonsense"))
         assert pages == 3
-        assert len(set(found)) == len(found) == 240
+        assert len(set(found)) == len(found) == 360
 
     async def test_the_ids_of_runs_complete_a_template(self, answered):
         from mcp.types import ResourceTemplateReference

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from langgraph.types import RetryPolicy
 from qwenlong_graph import ReadingSettings, create_memory_agent
 from qwenlong_graph.documents.loading import ingest
 from qwenlong_graph.documents.store import DocumentStore
+from qwenlong_graph.errors import QwenLongGraphError
 from qwenlong_graph.runs.directory import Run, RunShelf
 from qwenlong_graph.runs.reading import read_kept
 from qwenlong_graph.testing.oracle import oracle
@@ -74,13 +76,20 @@ def kept_run(
         on_event(event)
 
     if is_read:
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            asyncio.run(
-                read_kept(
-                    run,
-                    lambda saver: agent_for(model, store, saver, **options),
-                    {"question": question, "documents": [collection]},
-                    on_event=told,
+
+        def read() -> None:
+            # What the model raises is left to the report.
+            with contextlib.suppress(QwenLongGraphError):
+                asyncio.run(
+                    read_kept(
+                        run,
+                        lambda saver: agent_for(model, store, saver, **options),
+                        {"question": question, "documents": [collection]},
+                        on_event=told,
+                    )
                 )
-            )
+
+        # Playwright's sync API keeps the event loop of this thread.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(read).result()
     return run, store
