@@ -121,19 +121,24 @@ def reading_of_thread(
     Raises:
         RunFormatError: there is no checkpoint of a memory agent.
     """
-    snapshots: list[StateSnapshot] = []
+    newest: StateSnapshot | None = None
+    later: StateSnapshot | None = None
+    entries: list[Entry] = []
     for snapshot in history:
         if not snapshot.values.get("documents"):
             continue
-        snapshots.append(snapshot)
+        newest = newest or snapshot
+        step, span = snapshot.values.get("step") or 0, snapshot.values.get("span")
+        if later is not None and span and later.values.get("step") == step + 1:
+            entries.append(_entry(step, span, snapshot, later))
+        later = snapshot
         if "decompose" in snapshot.next:
             break  # what lies before belongs to an earlier question of the thread
-    if not snapshots:
+    if newest is None or later is None:
         raise RunFormatError(
             "Writing a report: the thread has no checkpoint of a memory agent. Name the thread "
             "that was read in, and its checkpointer."
         )
-    newest, oldest = snapshots[0], snapshots[-1]
     values = newest.values
     try:
         documents = [
@@ -150,39 +155,22 @@ def reading_of_thread(
         name=name or str(configurable.get("thread_id", "")),
         question=values.get("question", ""),
         instructions=values.get("instructions", ""),
-        created=oldest.created_at or "",
+        created=later.created_at or "",
         model=str(values.get("setup", {}).get("model", "")),
         version="",
         documents=documents,
         values=values,
-        entries=_entries(snapshots[::-1], documents),
+        entries=entries[::-1],
         store=store,
         is_paused=bool(newest.interrupts),
         notes=notes,
     )
 
 
-def _entries(snapshots: Sequence[StateSnapshot], documents: Sequence[Document]) -> list[Entry]:
-    """What a journal would hold, as far as states tell it."""
-    entries: list[Entry] = []
-    before: StateSnapshot | None = None
-    for snapshot in snapshots:
-        step = snapshot.values.get("step") or 0
-        if before is not None and step == (before.values.get("step") or 0) + 1:
-            span = before.values.get("span")
-            if span is not None:
-                entries.append(_entry(step - 1, span, before, snapshot, documents))
-        before = snapshot
-    return entries
-
-
 def _entry(
-    step: int,
-    span: Mapping[str, Any],
-    before: StateSnapshot,
-    after: StateSnapshot,
-    documents: Sequence[Document],
+    step: int, span: Mapping[str, Any], before: StateSnapshot, after: StateSnapshot
 ) -> Entry:
+    """What a journal would hold of a step, as far as the states around it tell."""
     then, now = before.values, after.values
     old = Counter(then.get("memory", "").splitlines())
     new = Counter(now.get("memory", "").splitlines())
@@ -201,7 +189,6 @@ def _entry(
     return {
         "type": "memory_updated",
         "step": step,
-        "document": documents[span["document"]].title,
         "document_index": span["document"],
         "start_char": span["start_char"],
         "end_char": span["end_char"],

@@ -24,6 +24,9 @@ import httpx
 import pytest
 from langchain_core.documents import Document
 
+from qwenlong_graph.documents.store import DocumentStore
+from qwenlong_graph.errors import RunError, RunNotFoundError
+from qwenlong_graph.report import reading_of_server, report_page
 from tests.cli.stub_server import llama_cpp
 from tests.models.stub_server import Endless
 
@@ -282,6 +285,32 @@ async def test_progress_and_states_are_streamed_in_order(client):
     assert {name: kept["values"][name] for name in states[-1]} == states[-1]
     history = await client.threads.get_history(thread, limit=100)
     assert FILLER * 2 not in json.dumps([kept, history])
+
+
+async def test_a_thread_becomes_a_report(client, server, tmp_path):
+    thread, events = await run(client, input=GIVEN)
+    state = events[-1][1]
+    store = DocumentStore(server.roots.parent / "data" / "documents")
+
+    def reported():
+        # A page of a few states, so that several are asked for.
+        return reading_of_server(server.url, thread, store, states_at_once=3)
+
+    reading = await asyncio.to_thread(reported)
+    assert len(reading.entries) == state["usage"]["steps"]
+    assert [line for entry in reading.entries for line in entry["lines_added"]] == (
+        state["memory"].splitlines()
+    )
+    assert f"<mark>{FACT}</mark>" in report_page(reading)
+
+
+async def test_a_report_of_no_thread_is_refused(server, tmp_path):
+    store = DocumentStore(tmp_path)
+    nobody = "00000000-0000-4000-8000-000000000000"
+    with pytest.raises(RunNotFoundError, match=nobody):
+        await asyncio.to_thread(reading_of_server, server.url, nobody, store)
+    with pytest.raises(RunError, match="cannot be asked"):
+        await asyncio.to_thread(reading_of_server, f"http://127.0.0.1:{free_port()}", nobody, store)
 
 
 def is_update(data):
