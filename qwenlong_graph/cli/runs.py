@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from qwenlong_graph.errors import RunError
     from qwenlong_graph.runs.directory import Run, RunShelf
+    from qwenlong_graph.runs.summary import RunSummary
 
 __all__ = ["runs"]
 
@@ -34,7 +35,7 @@ def list_runs(data_dir: DataDir = None, as_json: _AsJson = False) -> None:
     """The kept runs, newest first."""
 
     def work(shelf: RunShelf) -> None:
-        kept = [summary_of(run, _state_of(run)) for run in shelf.all(on_skip=_tell_unreadable)]
+        kept = [_summary_of(run) for run in shelf.all(on_skip=_tell_unreadable)]
         if as_json:
             write_json({"runs": kept})
             return
@@ -72,9 +73,10 @@ def show_run(
         from qwenlong_graph.cli.ask import store_in
 
         run = shelf.find(run_id)
-        values = run.state()
+        kept = run.kept()
+        values = kept.values
         shown = {
-            **summary_of(run, values),
+            **summary_of(run, values, is_paused=kept.is_paused),
             "created": run.record["created"],
             "model": run.record["model"],
             "documents": run.record["titles"],
@@ -185,15 +187,16 @@ def _in_words(quote: Mapping[str, Any]) -> str:
     return f'{where}: "{shortened(" ".join(quote["text"].split()), 200)}"'
 
 
-def _state_of(run: Run) -> dict[str, Any] | None:
-    """The run's state, None where it cannot be read: the others are listed all the same."""
+def _summary_of(run: Run) -> RunSummary:
+    """One whose state cannot be read is listed all the same."""
     from qwenlong_graph.errors import RunError
 
     try:
-        return run.state()
+        kept = run.kept()
     except RunError as error:
         _tell_unreadable(run.run_id, error)
-        return None
+        return summary_of(run, None)
+    return summary_of(run, kept.values, is_paused=kept.is_paused)
 
 
 def _tell_unreadable(name: str, error: RunError) -> None:

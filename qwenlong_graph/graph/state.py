@@ -45,7 +45,11 @@ DOCUMENTS_SCHEMA = {
                 "title": "Text",
                 "type": "object",
                 "properties": {
-                    "page_content": {"title": "Text", "type": "string"},
+                    "page_content": {
+                        "title": "Text",
+                        "description": "The text of the document, as it is.",
+                        "type": "string",
+                    },
                     "metadata": {
                         "title": "Metadata",
                         "description": "`title` names the document in citations; `source` and "
@@ -70,8 +74,13 @@ _HISTORY = {
         "title": "Turn",
         "type": "object",
         "properties": {
-            "role": {"title": "Role", "type": "string", "enum": ["user", "assistant"]},
-            "content": {"title": "Content", "type": "string"},
+            "role": {
+                "title": "Role",
+                "description": "Who said it.",
+                "type": "string",
+                "enum": ["user", "assistant"],
+            },
+            "content": {"title": "Content", "description": "What was said.", "type": "string"},
         },
         "required": ["role", "content"],
     },
@@ -155,6 +164,10 @@ class MemoryState(TypedDict, total=False):
     unverified: list[str]
 
 
+def _shown(title: str, description: str) -> Any:
+    return Field(title=title, description=description)
+
+
 class MemoryOutput(TypedDict):
     """What a caller gets.
 
@@ -167,22 +180,53 @@ class MemoryOutput(TypedDict):
     reviewer passed over, as [document, start_char, end_char]; documents count from 0.
     """
 
-    question: str
-    core_question: str
-    instructions: str
-    documents: list[CollectionReference]
-    answer: str
-    answered_from: str
-    found: bool
-    is_quoted: bool
-    citations: list[SourceCitation]
-    unsupported: list[UnsupportedClaim]
-    unverified: list[str]
-    structured_response: Any
-    memory: str
-    plan: str
-    skipped: list[list[int]]
-    usage: Usage
+    question: Annotated[str, _shown("Question", "The question as it was asked.")]
+    core_question: Annotated[
+        str,
+        _shown(
+            "Core question", "What was looked for: the question without the form of its answer."
+        ),
+    ]
+    instructions: Annotated[str, _shown("Instructions", "The form of the answer.")]
+    documents: Annotated[
+        list[CollectionReference],
+        _shown("Documents", "What was read, by reference; the texts are in the store."),
+    ]
+    answer: Annotated[str, _shown("Answer", "The answer.")]
+    answered_from: Annotated[
+        str,
+        _shown("Answered from", '"documents" that were read, or "earlier evidence" of the thread.'),
+    ]
+    found: Annotated[
+        bool, _shown("Found", "False: nothing in the documents bears on the question.")
+    ]
+    is_quoted: Annotated[
+        bool, _shown("Is quoted", "True: the answer is the best quotes, not the model's words.")
+    ]
+    citations: Annotated[
+        list[SourceCitation],
+        _shown("Citations", "Quotes, each found in its document at these offsets."),
+    ]
+    unsupported: Annotated[
+        list[UnsupportedClaim],
+        _shown("Unsupported", "Figures, dates and names of the answer that no quote holds."),
+    ]
+    unverified: Annotated[
+        list[str],
+        _shown("Unverified", "Lines of the memory that no place in the documents was found for."),
+    ]
+    structured_response: Annotated[
+        Any, _shown("Structured response", "The answer in the form that was asked for, if one was.")
+    ]
+    memory: Annotated[str, _shown("Memory", "What was noted while reading.")]
+    plan: Annotated[str, _shown("Plan", "What was looked for last.")]
+    skipped: Annotated[
+        list[list[int]],
+        _shown("Skipped", "Stretches that a reviewer passed over: [document, start, end]."),
+    ]
+    usage: Annotated[
+        Usage, _shown("Usage", "Chunks, calls and tokens, and the chunks that got no usable reply.")
+    ]
 
 
 def pack_evidence(evidence: Sequence[Evidence]) -> list[EvidenceRow]:

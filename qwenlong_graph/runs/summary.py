@@ -17,7 +17,10 @@ __all__ = ["Quote", "RunSummary", "quotes_of", "summary_of", "titles_of"]
 
 
 class RunSummary(TypedDict):
-    """How far a run is: `state` is "not begun", "begun", "finished" or "unreadable"."""
+    """How far a run is: `state` is "not begun", "begun", "paused", "finished" or "unreadable".
+
+    A run is paused where it waits for a person's review.
+    """
 
     run_id: str
     state: str
@@ -35,10 +38,14 @@ class Quote(TypedDict):
     text: str | None
 
 
-def summary_of(run: Run, values: Mapping[str, Any] | None) -> RunSummary:
-    """`values` are those of `run.state()`, None where they cannot be read."""
+def summary_of(
+    run: Run, values: Mapping[str, Any] | None, *, is_paused: bool = False
+) -> RunSummary:
+    """`values` are those of `run.kept()`, None where they cannot be read."""
     if values is None:
         state, values = "unreadable", {}
+    elif is_paused:
+        state = "paused"
     else:
         state = "finished" if values.get("answer") else "begun" if values else "not begun"
     return {

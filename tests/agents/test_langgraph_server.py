@@ -256,6 +256,7 @@ def test_the_input_schema_says_what_to_send(server):
         assert shown["description"], field
     output = server.assistants["memory_agent"][1]["output_schema"]["properties"]
     assert {"answer", "citations", "unsupported"} <= output.keys()
+    assert all(shown["description"] for shown in output.values())
     chat = server.assistants["document_chat"][1]["input_schema"]["properties"]
     assert {"messages", "documents", "files"} <= chat.keys()
     for field, shown in chat.items():

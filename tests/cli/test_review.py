@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import subprocess
 
 import pytest
@@ -38,6 +39,9 @@ class TestWithoutATerminal:
             assert "qwenlong-graph resume night --decide accept, answer, skip:CHUNKS" in said
             shown = run("runs", "show", "night")
             assert FACT in shown.stdout
+            assert re.search(r"State: +paused", shown.stdout)
+            (listed,) = json.loads(run("runs", "list", "--json").stdout)["runs"]
+            assert listed["state"] == "paused"
             again = run("resume", "night")
             assert again.returncode == 6
             before = len(server.prompts)
