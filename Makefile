@@ -19,10 +19,10 @@ export QUESTION FILE MODEL
 
 PIP_INSTALL := $(VENV)/bin/python -m pip install -qq --disable-pip-version-check
 
-.PHONY: help ask test lint types format bench clean
+.PHONY: help ask test lint types format notebooks bench clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 ask: $(VENV)/.installed ## Ask the example document a question (QUESTION=... FILE=... MODEL=...)
 	@$(VENV)/bin/qwenlong-graph ask "$$QUESTION" "$$FILE" --model "$$MODEL"
@@ -41,12 +41,16 @@ format: $(VENV)/.installed-dev ## Mend style and format where that is safe
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
+notebooks: $(VENV)/.installed-dev ## Execute the notebooks and write their outputs anew
+	@$(VENV)/bin/python -m tests.run_notebooks
+
 bench: $(VENV)/.installed-dev ## Measure everything; the embedded model takes hours, and goes on where it was stopped
 	@mkdir -p benchmarks/results
 	@$(VENV)/bin/python benchmarks/unsupported.py --json benchmarks/results/unsupported.json
 	@$(VENV)/bin/python benchmarks/loop.py --json benchmarks/results/loop.json
 	@$(VENV)/bin/python benchmarks/clients.py --json benchmarks/results/clients.json
 	@$(VENV)/bin/python benchmarks/hosts.py --json benchmarks/results/hosts.json
+	@$(VENV)/bin/python benchmarks/reading_report.py --json benchmarks/results/reading_report.json
 	@$(VENV)/bin/python benchmarks/kills.py --json benchmarks/results/kills.json
 	@$(VENV)/bin/python benchmarks/faults.py --json benchmarks/results/faults.json
 	@$(VENV)/bin/python benchmarks/repetition.py --json benchmarks/results/repetition.json
