@@ -53,7 +53,8 @@ def check_answer(
 ) -> CheckedAnswer:
     """Ties the sentences of `answer` to `quotes` and lists the claims that stand in none.
 
-    Quotes that support no sentence are left out. A short answer ("460,000") makes no sentence
+    Quotes that support no sentence are left out; those of a JSON answer stay where they alone hold
+    one of its values. A short answer ("460,000") makes no sentence
     that could be tied: it is tied to the quotes that hold it word for word, if it adds a word to
     those of the `question`. If nothing can be tied, all quotes are listed, since the answer was
     made from them. Without quotes nothing was found, whatever the answer says.
@@ -63,6 +64,8 @@ def check_answer(
     find_claims = _claims_of_values if is_structured else unsupported_claims
     claims = find_claims(answer, quotes)
     spans = cite_sentences(answer, quotes)
+    if is_structured and any(spans):
+        _add_values(answer, quotes, spans)
     cited = [(index, spans[index]) for index in range(len(quotes)) if spans[index]]
     cited.sort(key=lambda pair: (pair[1][0]["start_index"], pair[0]))
     if not cited and not any(claim["status"] == "unsupported" for claim in claims):
@@ -89,14 +92,7 @@ def _is_held_verbatim(answer: str, quote: str, *, question: str) -> bool:
 def _claims_of_values(answer: str, quotes: Sequence[str]) -> list[UnsupportedClaim]:
     """Claims of the values of a JSON answer; its keys are the asker's words, not claims."""
     claims: list[UnsupportedClaim] = []
-    place = 0
-    for leaf in _leaves(answer):
-        start = end = -1
-        for spelt in (leaf, json.dumps(leaf)[1:-1], json.dumps(leaf, ensure_ascii=False)[1:-1]):
-            start = answer.find(spelt, place)
-            if start >= 0:
-                end = place = start + len(spelt)
-                break
+    for leaf, start, end in _placed_leaves(answer):
         for claim in unsupported_claims(leaf, quotes):
             is_literal = start >= 0 and answer[start:end] == leaf
             claims.append(
@@ -110,6 +106,34 @@ def _claims_of_values(answer: str, quotes: Sequence[str]) -> list[UnsupportedCla
                 }
             )
     return claims
+
+
+def _add_values(answer: str, quotes: Sequence[str], spans: Sequence[list[AnswerSpan]]) -> None:
+    """Adds to `spans` the values of a JSON answer that no quote with spans bears out yet."""
+    for leaf, start, end in _placed_leaves(answer):
+        holders = [index for index, quote in enumerate(quotes) if _bears_out(quote, leaf)]
+        if start >= 0 and not any(spans[index] for index in holders):
+            for index in holders:
+                spans[index].append(AnswerSpan(start_index=start, end_index=end))
+
+
+def _bears_out(quote: str, value: str) -> bool:
+    if _is_held_verbatim(value, quote, question=""):
+        return True
+    return bool(unsupported_claims(value, [])) and not unsupported_claims(value, [quote])
+
+
+def _placed_leaves(answer: str) -> Iterator[tuple[str, int, int]]:
+    """The leaves of a JSON answer and where each stands in it; -1 where that is not found."""
+    place = 0
+    for leaf in _leaves(answer):
+        start = end = -1
+        for spelt in (leaf, json.dumps(leaf)[1:-1], json.dumps(leaf, ensure_ascii=False)[1:-1]):
+            start = answer.find(spelt, place)
+            if start >= 0:
+                end = place = start + len(spelt)
+                break
+        yield leaf, start, end
 
 
 def _leaves(answer: str) -> Iterator[str]:

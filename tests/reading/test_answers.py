@@ -55,6 +55,30 @@ def test_claims_of_a_json_answer_are_those_of_its_values():
     assert answer[claim["start_index"] : claim["end_index"]] == "Anna Marshall"
 
 
+def test_each_value_of_a_json_answer_keeps_a_quote_that_holds_it():
+    quotes = [
+        "The minimum is 40 cents an hour.",
+        "It is to be raised to 65 cents, to 70 cents after one year and to 75 cents after two.",
+        "The 1,500 traders stayed away.",
+        "In 1941 the minimum was 40 cents.",
+    ]
+    answer = '{"now": 40, "then": 65, "after_one_year": 70, "after_two": 75}'
+    checked = check_answer(answer, quotes, question="What is it raised to?", is_structured=True)
+    assert sorted(index for index, _ in checked.cited) == [0, 1, 3]
+    for index, spans in checked.cited:
+        if index != 1:
+            assert [answer[span["start_index"] : span["end_index"]] for span in spans] == ["40"]
+    unlike = check_answer('{"now": 40}', quotes[1:3], question="What?", is_structured=True)
+    assert all(spans == [] for _, spans in unlike.cited)
+
+
+def test_a_value_is_borne_out_though_it_is_written_otherwise():
+    quotes = ["The mill and the bridge were sold by the widow Hale.", "It cost 1,500 crowns."]
+    answer = '{"seller": "the widow Hale sold the mill and the bridge", "crowns": 1500}'
+    checked = check_answer(answer, quotes, question="Who sold it?", is_structured=True)
+    assert [index for index, _ in checked.cited] == [0, 1]
+
+
 def test_an_answer_that_says_nothing_new_is_noticed():
     assert repeats_nothing("Displaced persons remain.", question=QUESTION, quotes=QUOTES)
     assert not repeats_nothing("460,000 remain.", question=QUESTION, quotes=QUOTES)
