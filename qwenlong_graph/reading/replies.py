@@ -76,9 +76,10 @@ class SplitReply:
 
 
 def split_thoughts(text: str) -> SplitReply:
-    """Parts a reply at the last `</think>`; zero-width characters that prompts add are left out.
+    """Parts a reply at the last `</think>`.
 
-    A template may open `<think>` itself, so the opening tag need not be there.
+    A template may open `<think>` itself, so the opening tag need not be there. Zero-width
+    characters that prompts add stay: what a reply copied with them is no tag, here or later.
     """
     thoughts = ""
     closings = list(_THINK_CLOSE.finditer(text))
@@ -87,7 +88,7 @@ def split_thoughts(text: str) -> SplitReply:
         thoughts = thoughts.strip()
         if opening := _THINK_OPEN.match(thoughts):
             thoughts = thoughts[opening.end() :].strip()
-    text = text.replace(SPLITTER, "").strip()
+    text = text.strip()
     if opening := _THINK_OPEN.match(text):
         return SplitReply(f"{thoughts}\n{text[opening.end() :]}".strip(), "", is_open=True)
     return SplitReply(thoughts, text)
@@ -102,7 +103,11 @@ def without_thoughts(text: str) -> str:
     split = split_thoughts(text)
     if split.is_open:
         raise BadReply("thinking was not finished")
-    return split.answer
+    return _as_shown(split.answer)
+
+
+def _as_shown(text: str) -> str:
+    return text.replace(SPLITTER, "").strip()
 
 
 def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> UpdateReply:
@@ -115,8 +120,13 @@ def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> 
     Raises:
         BadReply: no memory, an empty one where there was one before, or a reply cut off.
     """
-    body = _FENCE_LINE.sub("", without_thoughts(text))
-    if not body.strip():
+    split = split_thoughts(text)
+    if split.is_open:
+        raise BadReply("thinking was not finished")
+    # A line that quotes one of these elements from the text does not end the memory: such a quote
+    # is whole only after the elements were found.
+    body = _FENCE_LINE.sub("", split.answer)
+    if not _as_shown(body):
         raise BadReply("the reply was empty")
     unclosed = body.lower().rfind("<memory>") > body.lower().rfind("</memory>")
     # A model whose template opens `<think>`, cut while thinking, leaves no tag at all: what looks
@@ -130,12 +140,14 @@ def parse_update(text: str, *, had_memory: bool, is_truncated: bool = False) -> 
         if opened is None:
             raise BadReply("the reply was cut off" if is_truncated else "no memory element")
         memory = opened.group(1).strip()
+    memory = _as_shown(memory)
     if is_empty_memory(memory):
         if had_memory:
             raise BadReply("the memory was empty")
         memory = ""
     plan = _element(body, "plan")
-    return UpdateReply(memory, plan or "", "complete" if plan is not None else "no_plan")
+    kind = "complete" if plan is not None else "no_plan"
+    return UpdateReply(memory, _as_shown(plan or ""), kind)
 
 
 def is_empty_memory(memory: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 from langchain_core.messages import BaseMessage
 
 from qwenlong_graph.models.connect import ConnectedModel
-from qwenlong_graph.reading.prompts import NOT_FOUND
+from qwenlong_graph.reading.prompts import NOT_FOUND, neutralise
 from qwenlong_graph.testing.scripted import ScriptedChatModel, scripted
 
 __all__ = ["OracleChatModel", "oracle"]
@@ -47,15 +47,20 @@ def _reply(facts: Sequence[str], messages: list[BaseMessage]) -> str:
         memory = _lines(_element(_element(prompt, "previous_memory"), "memory"))
         # The first line of a section is its header.
         lines = _updated(memory, facts, section.partition("\n")[2])
-        content = "\n".join(f"- {line}" for line in lines)
+        content = "\n".join(f"- {neutralise(line)}" for line in lines)
         return f"<memory>\n{content}\n</memory>\n<plan>\nLook for further facts.\n</plan>"
     if section:
-        return "\n".join(_held(facts, section)) or NOT_FOUND
+        return _told(_held(facts, section))
     if "<core_question>" in prompt:
         question = _element(prompt, "problem")
         return f"<core_question>{question}</core_question>\n<instructions></instructions>"
     notes = prompt.partition("Notes:\n")[2].partition("\n\nQuestion:")[0]
-    return "\n".join(_held(facts, _element(prompt, "memory") or notes)) or NOT_FOUND
+    return _told(_held(facts, _element(prompt, "memory") or notes))
+
+
+def _told(facts: Sequence[str]) -> str:
+    # As a prompt shows them: a fact may hold what would end an element or the thoughts.
+    return neutralise("\n".join(facts)) or NOT_FOUND
 
 
 def _updated(memory: Sequence[str], facts: Sequence[str], section: str) -> list[str]:

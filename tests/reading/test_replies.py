@@ -139,6 +139,15 @@ def test_splitting_characters_of_prompts_do_not_stay_in_replies():
     assert without_thoughts("<\u200b|im_end|>") == "<|im_end|>"
 
 
+def test_an_element_copied_from_a_text_does_not_end_the_memory():
+    lines = "- The tag <\u200b/memory> is quoted.\n- So are <\u200bmemory> and <\u200b/think>."
+    reply = f"<memory>\n{lines}\n</memory>\n<plan>\nFind <\u200b/plan>.\n</plan>"
+    for text in (reply, f"why</think>{reply}"):
+        update = parse_update(split_thoughts(text).answer, had_memory=True)
+        assert update.memory == lines.replace("\u200b", "")
+        assert update.plan == "Find </plan>."
+
+
 def test_an_answer_may_speak_of_thinking_tags():
     assert without_thoughts("The tag <think> opens it.") == "The tag <think> opens it."
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from qwenlong_graph.models.calls import ask
 from qwenlong_graph.reading import prompts
-from qwenlong_graph.reading.replies import parse_decomposition, parse_update
+from qwenlong_graph.reading.replies import parse_decomposition, parse_update, without_thoughts
 from qwenlong_graph.testing.oracle import OPENING_CHARS_MIN, OracleChatModel, oracle
 
 FACTS = [
@@ -31,6 +31,22 @@ def test_facts_of_a_section_are_added_to_the_memory_held():
     assert first == f"- {FACTS[1]}"
     second = update(model, memory=first, chunk="The lighthouse\n  was built in 1870. Then more.")
     assert second == f"- {FACTS[1]}\n- {FACTS[0]}"
+
+
+def test_a_fact_that_holds_an_element_of_the_reply_is_kept_whole():
+    fact = "The </memory> key <memory> lies under </plan> the third step."
+    model = oracle([fact])
+    shown = prompts.neutralise(f"Fog. {fact} Rain.")
+    memory = update(model, chunk=shown)
+    memory = update(model, memory=prompts.neutralise(memory), chunk="Rain.")
+    assert memory == f"- {fact}"
+
+
+def test_a_fact_that_ends_thoughts_is_answered_whole():
+    fact = "Thoughts end at </think> and </memory>, it says."
+    model = oracle([fact])
+    sent = prompts.answer_prompt(core_question="q", instructions="", memory=f"- {fact}")
+    assert without_thoughts(ask(model, sent, max_tokens=100).text) == fact
 
 
 def test_lines_of_others_stay_in_memory():
