@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import BaseMessage
 
-from qwenlong_graph import connect
+from qwenlong_graph import QwenLongGraphError, connect
 from qwenlong_graph.models.connect import ConnectedModel
-from qwenlong_graph.testing.oracle import oracle
-from qwenlong_graph.testing.scripted import ScriptedChatModel
+from qwenlong_graph.testing.oracle import OracleChatModel, oracle
+from qwenlong_graph.testing.scripted import ScriptedChatModel, scripted
 
 DATA = Path(__file__).parent / "data"
 ADDRESS_1946 = DATA / "state-of-the-union-1946.txt"
@@ -38,9 +39,28 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def reader(name: str, sentences: Sequence[str], **options: Any) -> ConnectedModel:
-    """The model that reads; scripted, it looks for `sentences`. `options` are those of `oracle`."""
-    return oracle(sentences, **options) if name == "scripted" else connect(name)
+def reader(
+    name: str, sentences: Sequence[str] | Mapping[str, Sequence[str]], **options: Any
+) -> ConnectedModel:
+    """The model that reads; scripted, it looks for `sentences`, or for those of the question asked.
+
+    `options` are those of `oracle`.
+    """
+    if name != "scripted":
+        try:
+            return connect(name)
+        except QwenLongGraphError as error:
+            sys.exit(f"--model {name}: {error}")
+    if not isinstance(sentences, Mapping):
+        return oracle(sentences, **options)
+    oracles = {question: OracleChatModel(facts) for question, facts in sentences.items()}
+
+    def reply(messages: list[BaseMessage]) -> str:
+        prompt = messages[-1].text
+        asked = next((one for question, one in oracles.items() if question in prompt), None)
+        return str((asked or OracleChatModel([])).replies(messages))
+
+    return scripted(reply, **options)
 
 
 def host(name: str, reading: ConnectedModel, replies: Iterable[Any] | Callable[..., Any]) -> Any:
