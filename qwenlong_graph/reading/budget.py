@@ -215,4 +215,7 @@ def _share(settings: ReadingSettings, usable: int) -> tuple[int, int, int]:
     if settings.protocol == "rewrite" and settings.output_tokens is None:
         # One reply holds a whole memory and a plan.
         output = max(output, memory + 64)
+        if settings.chunk_tokens is None:
+            # A large memory that is given has a large reply; the chunk makes room for it.
+            chunk = max(MINIMUM_CHUNK_TOKENS, min(chunk, usable - memory - output))
     return chunk, memory, output

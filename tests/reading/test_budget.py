@@ -62,6 +62,15 @@ def test_a_given_size_is_kept_and_the_rest_is_derived():
     assert derived.memory_tokens > 1_000
 
 
+def test_beside_a_large_memory_that_is_given_the_chunk_shrinks():
+    derived = budget(16_384, memory_tokens=6_000)
+    assert derived.memory_tokens == 6_000
+    assert derived.output_tokens > 6_000
+    assert 2_000 < derived.chunk_tokens < budget(16_384).chunk_tokens
+    with pytest.raises(SettingsError, match="memory 9,000"):
+        budget(16_384, memory_tokens=9_000)
+
+
 def test_a_question_of_a_quarter_of_the_window_is_refused():
     with pytest.raises(QuestionError, match="quarter"):
         derive_budget(ReadingSettings(), window=8_192, frame_tokens=700, question_tokens=2_049)
