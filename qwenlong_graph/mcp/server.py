@@ -488,9 +488,10 @@ class _Progress:
                 await self._tell(event["step"], event["steps"] + 1, about)
             case "memory_updated":
                 done, steps = event["step"] + 1, max(event["steps"], event["step"] + 1)
+                held = event["evidence"]
                 about = (
                     f"Read chunk {done} of about {steps} ({event['document'][:100]}): memory "
-                    f"{event['memory_tokens']:,} tokens, {event['evidence']:,} quotes"
+                    f"{event['memory_tokens']:,} tokens, {held:,} quote{'' if held == 1 else 's'}"
                 )
                 self._done = done
                 await self._tell(done, steps + 1, about)
