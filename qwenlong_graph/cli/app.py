@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
-import enum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qwenlong_graph.cli.batch import ABOUT as ABOUT_BATCH
+from qwenlong_graph.cli.batch import batch
 from qwenlong_graph.cli.doctor import ABOUT as ABOUT_DOCTOR
 from qwenlong_graph.cli.doctor import doctor
 from qwenlong_graph.cli.estimate import estimate
 from qwenlong_graph.cli.mcp import ABOUT as ABOUT_MCP
 from qwenlong_graph.cli.mcp import mcp
-from qwenlong_graph.cli.options import ApiKey, DataDir, Debug, ServedModel, Window
+from qwenlong_graph.cli.options import (
+    ApiKey,
+    ChunkTokens,
+    DataDir,
+    Debug,
+    Instructions,
+    MemoryTokens,
+    Model,
+    ProtocolOption,
+    Quiet,
+    Schema,
+    Seed,
+    ServedModel,
+    StrategyOption,
+    Window,
+    settings_given,
+)
 from qwenlong_graph.cli.printing import write_json
 from qwenlong_graph.cli.process import (
     error_console,
@@ -21,6 +37,8 @@ from qwenlong_graph.cli.process import (
     prepare_process,
     warn_of_tracing,
 )
+from qwenlong_graph.cli.report import ABOUT as ABOUT_REPORT
+from qwenlong_graph.cli.report import report
 from qwenlong_graph.cli.runs import runs
 
 if TYPE_CHECKING:
@@ -52,6 +70,7 @@ _EXIT_CODES = """\b
   4  the model or its server failed
   5  a kept run cannot go on as asked
   6  paused for a review
+  7  a batch that is not wholly answered
 130  interrupted"""
 
 _ABOUT = f"""Answers questions over documents far longer than any context window.
@@ -96,21 +115,6 @@ qwenlong-graph resume 2026 --model http://127.0.0.1:8080 --accept-changes
 """
 
 
-class Strategy(enum.StrEnum):
-    """How documents are read: in chunks with a memory, or whole in one pass."""
-
-    AUTO = "auto"
-    MEMORY = "memory"
-    FULL = "full"
-
-
-class Protocol(enum.StrEnum):
-    """What a model is asked about a chunk."""
-
-    REWRITE = "rewrite"
-    EXTRACT = "extract"
-
-
 def _show_version(is_wanted: bool) -> None:
     if is_wanted:
         from importlib.metadata import version
@@ -145,73 +149,17 @@ def ask(
             '"-" for standard input.',
         ),
     ],
-    model: Annotated[
-        str,
-        typer.Option(
-            envvar="QWENLONG_GRAPH_MODEL",
-            help='The model: "embedded" (small, runs in this process), "gguf:PATH", '
-            '"gguf:ORG/REPO/FILE.gguf", or the address of a server.',
-            rich_help_panel="Model",
-        ),
-    ] = "embedded",
+    model: Model = "embedded",
     served_model: ServedModel = None,
     api_key: ApiKey = None,
     window: Window = None,
-    instructions: Annotated[
-        str,
-        typer.Option(
-            metavar="TEXT",
-            help="How the answer should look. Without this the model looks in the question.",
-            show_default=False,
-            rich_help_panel="Reading",
-        ),
-    ] = "",
-    schema: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="A JSON schema: the answer is given as JSON of that form.",
-            rich_help_panel="Reading",
-        ),
-    ] = None,
-    strategy: Annotated[
-        Strategy | None,
-        typer.Option(
-            help='"memory" reads chunk by chunk, "full" all at once; "auto", the default, takes '
-            '"full" where everything fits and "memory" elsewhere.',
-            rich_help_panel="Reading",
-        ),
-    ] = None,
-    protocol: Annotated[
-        Protocol | None,
-        typer.Option(
-            help='"rewrite" has the model write its memory, "extract" has it point to sentences. '
-            'By default "extract" for the embedded model and "rewrite" for others.',
-            rich_help_panel="Reading",
-        ),
-    ] = None,
-    chunk_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Longest chunk; by default what suits the window.",
-            rich_help_panel="Reading",
-        ),
-    ] = None,
-    memory_tokens: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Longest memory; by default what suits the window.",
-            rich_help_panel="Reading",
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            help="Seed of the model's random choices; by default 0.", rich_help_panel="Reading"
-        ),
-    ] = None,
+    instructions: Instructions = "",
+    schema: Schema = None,
+    strategy: StrategyOption = None,
+    protocol: ProtocolOption = None,
+    chunk_tokens: ChunkTokens = None,
+    memory_tokens: MemoryTokens = None,
+    seed: Seed = None,
     review: Annotated[
         str | None,
         typer.Option(
@@ -249,9 +197,7 @@ def ask(
             rich_help_panel="Output",
         ),
     ] = False,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel="Output")
-    ] = False,
+    quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """See `_ABOUT_ASK`."""
@@ -270,17 +216,13 @@ def ask(
         run_id=run_id,
         is_ephemeral=ephemeral,
         review=review,
-        settings={
-            name: value
-            for name, value in {
-                "strategy": strategy and strategy.value,
-                "protocol": protocol and protocol.value,
-                "chunk_tokens": chunk_tokens,
-                "memory_tokens": memory_tokens,
-                "seed": seed,
-            }.items()
-            if value is not None
-        },
+        settings=settings_given(
+            strategy=strategy,
+            protocol=protocol,
+            chunk_tokens=chunk_tokens,
+            memory_tokens=memory_tokens,
+            seed=seed,
+        ),
     )
     _answer(
         lambda progress: answer_question(asked, progress),
@@ -363,7 +305,9 @@ def resume(
     )
 
 
+app.command(help=ABOUT_BATCH, no_args_is_help=True)(batch)
 app.command(no_args_is_help=True)(estimate)
+app.command(help=ABOUT_REPORT)(report)
 app.command(help=ABOUT_DOCTOR)(doctor)
 app.command(help=ABOUT_MCP)(mcp)
 

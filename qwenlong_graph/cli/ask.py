@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qwenlong_graph.cli.connecting import connection_options, fetch_embedded
+from qwenlong_graph.cli.connecting import connected
 from qwenlong_graph.cli.review import Decide, decided_by, decision_given, parsed_review
 from qwenlong_graph.errors import (
     ModelError,
@@ -25,7 +25,6 @@ from qwenlong_graph.errors import (
     SettingsError,
     StoredTextChangedError,
 )
-from qwenlong_graph.models.server import is_address
 from qwenlong_graph.runs.reading import read_kept, resumed_event, stream_events, to_checkpoint
 from qwenlong_graph.runs.summary import titles_of
 
@@ -54,6 +53,7 @@ __all__ = [
     "answer_question",
     "resume_command",
     "resume_run",
+    "schema_in",
     "shelf_in",
     "store_in",
 ]
@@ -128,7 +128,7 @@ def answer_question(ask: Ask, progress: Progress) -> Answered:
     began = time.monotonic()
     if not ask.question.strip():
         raise QuestionError("The question is empty. Ask what you want to know.")
-    response_format = _schema(ask.schema) if ask.schema else None
+    response_format = schema_in(ask.schema) if ask.schema else None
     settings = ReadingSettings(**ask.settings)
     review = None if ask.review is None else parsed_review(ask.review)
     if review is not None and ask.is_ephemeral:
@@ -410,23 +410,17 @@ async def _stopped_by_signals(control: RunControl, progress: Progress) -> AsyncI
 
 
 def _connected(ask: Ask, progress: Progress) -> ConnectedModel:
-    from qwenlong_graph.models.connect import connect
-
-    if ask.model == "embedded":
-        progress.working("Verifying the embedded model")
-        fetch_embedded(
-            progress=progress.fetching,
-            converting=lambda: progress.working("Converting the embedded model, once"),
-        )
-    name = "the embedded model" if ask.model == "embedded" else ask.model
-    progress.working(f"Connecting to {name}" if is_address(ask.model) else f"Starting {name}")
-    options = connection_options(
-        ask.model, served_model=ask.served_model, api_key=ask.api_key, window=ask.window
+    return connected(
+        ask.model,
+        served_model=ask.served_model,
+        api_key=ask.api_key,
+        window=ask.window,
+        progress=progress,
     )
-    return connect(ask.model, **options)
 
 
-def _schema(path: Path) -> dict[str, Any]:
+def schema_in(path: Path) -> dict[str, Any]:
+    """The JSON schema of a file. Raises `SettingsError` if there is none."""
     try:
         schema = json.loads(path.read_text("utf-8"))
     except OSError as error:

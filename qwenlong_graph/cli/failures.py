@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qwenlong_graph.cli.printing import printable, shortened, write_json
 from qwenlong_graph.errors import QwenLongGraphError, RunInterruptedError
@@ -11,7 +11,7 @@ from qwenlong_graph.errors import QwenLongGraphError, RunInterruptedError
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["exit_code_of", "report_failure"]
+__all__ = ["error_object", "exit_code_of", "report_failure"]
 
 _LONGEST_UNEXPECTED_CHARS = 500
 
@@ -23,6 +23,14 @@ def exit_code_of(error: BaseException) -> int:
     return error.exit_code if isinstance(error, QwenLongGraphError) else 1
 
 
+def error_object(error: BaseException) -> dict[str, Any]:
+    """What `--json` writes of an error."""
+    name = type(error).__name__
+    if isinstance(error, KeyboardInterrupt):
+        name = RunInterruptedError.__name__
+    return {"type": name, "message": _message(error), "exit_code": exit_code_of(error)}
+
+
 def report_failure(
     error: BaseException, *, console: Console, as_json: bool, is_debug: bool
 ) -> None:
@@ -31,10 +39,7 @@ def report_failure(
         console.file.write("".join(traceback.format_exception(error)))
     message = _message(error)
     if as_json:
-        name = type(error).__name__
-        if isinstance(error, KeyboardInterrupt):
-            name = RunInterruptedError.__name__
-        write_json({"error": {"type": name, "message": message, "exit_code": exit_code_of(error)}})
+        write_json({"error": error_object(error)})
         return
     from rich.text import Text
 

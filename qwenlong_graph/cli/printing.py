@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qwenlong_graph.runs.writing import safe_json
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -41,8 +43,6 @@ _INDENT = " " * 4
 # C0 but tab and newline, DEL, C1, and what reorders or hides the text around it on a terminal.
 _CONTROLS = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\u202a-\u202e\u2066-\u2069]")
 _LINE_BREAKS = re.compile("\r\n|[\r\x0b\x0c\x85\u2028\u2029]")
-# What JSON need not escape, and a terminal or an encoder does not take.
-_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
@@ -138,8 +138,7 @@ def write_json(value: Mapping[str, Any]) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
     if (sys.stdout.encoding or "").lower().replace("-", "") != "utf8":
         text = json.dumps(value)
-    text = _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
-    sys.stdout.write(f"{text}\n")
+    sys.stdout.write(f"{safe_json(text)}\n")
     sys.stdout.flush()
 
 

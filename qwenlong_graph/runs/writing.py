@@ -1,14 +1,32 @@
-"""Files written whole or not at all, and the one error for what cannot be written."""
+"""Files written whole or not at all, lines of JSON, and the error for what cannot be written."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qwenlong_graph.errors import RunError
 
-__all__ = ["cannot_write", "write_whole"]
+__all__ = ["cannot_write", "json_line", "safe_json", "write_whole"]
+
+# What JSON need not escape, and a terminal, an encoding or a reader of lines does not take.
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+
+def safe_json(text: str) -> str:
+    """JSON with those characters escaped that not every reader takes as they are."""
+    return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+
+
+def json_line(value: Mapping[str, Any]) -> bytes:
+    """`value` as JSON that every reader takes for exactly one line."""
+    text = json.dumps(dict(value), ensure_ascii=False, separators=(",", ":"))
+    return safe_json(text).encode() + b"\n"
 
 
 def cannot_write(path: Path, error: Exception) -> RunError:
