@@ -47,8 +47,8 @@
   const lines = (parent, texts, kind) => {
     for (const text of texts ?? []) {
       const item = make("li", kind);
-      const sign = kind === "plus" ? "+ " : kind === "minus" ? "− " : "";
-      item.append(make(kind === "plus" ? "ins" : kind === "minus" ? "del" : "span", "", sign + text));
+      const [name, sign] = { plus: ["ins", "+ "], minus: ["del", "− "] }[kind] ?? ["span", ""];
+      item.append(make(name, "", sign + text.replace(/^\s*[-*•]\s+/, "")));
       parent.append(item);
     }
   };

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +57,10 @@ def _template() -> jinja2.Template:
     def count(number: Any) -> str:
         return f"{number:,}"
 
-    environment.filters["count"] = count
+    def bare(line: str) -> str:
+        return re.sub(r"^\s*[-*•]\s+", "", line)
+
+    environment.filters |= {"count": count, "bare": bare}
     # Ours, not a document's; JSON is escaped where it is made.
     environment.filters["ours"] = Markup
     return environment.get_template("page.html")
