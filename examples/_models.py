@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from langchain_core.language_models import BaseChatModel
@@ -36,7 +37,16 @@ def arguments(description: str | None) -> argparse.ArgumentParser:
         default="scripted",
         help='"scripted" (the default), "embedded", or the address of a server of yours',
     )
+    sys.excepthook = told
     return parser
+
+
+def told(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Ctrl-C is told in a word, all else with its traceback."""
+    if issubclass(kind, KeyboardInterrupt):
+        print("\nInterrupted.", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
 
 
 def reader(

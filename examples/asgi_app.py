@@ -334,3 +334,6 @@ app = Starlette(
     },
     lifespan=lifespan,
 )
+
+if __name__ == "__main__":
+    raise SystemExit(f"It is served by uvicorn.\n\n{__doc__}")

@@ -2,10 +2,11 @@
 
     python examples/deep_agent.py
 
-A deep agent keeps files in its state and gives tasks to subagents. Here the memory agent is one of
-them: it reads the file that the task names, here a message of President Truman of 1946. A
-subagent's last message comes back as text and nothing else, so `sources_in_text=True` writes
-the sources under the answer. The deep agent then puts what it got into a file of its own.
+A deep agent keeps files in its state and gives tasks to subagents. Here the
+memory agent is one of them: it reads the file that the task names, a message of
+President Truman of 1946. A subagent's last message comes back as text and
+nothing else, so `sources_in_text=True` writes the sources under the answer. The
+deep agent then puts what it got into a file of its own.
 """
 
 from __future__ import annotations

@@ -2,10 +2,11 @@
 
     python examples/mcp_client.py
 
-It starts `qwenlong-graph mcp` as a process and talks to it over standard input and output, as
-Claude Desktop, an IDE or an agent would. The server may read the examples' data and nothing else.
-Shown are the tools it offers, the refusal of a file elsewhere, the progress while it reads a long
-document, the answer with its citations, and the run's evidence, read as a resource.
+It starts `qwenlong-graph mcp` as a process and talks to it over standard input
+and output, as Claude Desktop, an IDE or an agent would. The server may read the
+examples' data and nothing else. Shown are the tools it offers, the refusal of a
+file elsewhere, the progress while it reads a long document, the answer with its
+citations, and the run's evidence, read as a resource.
 
 Scripted, the server's model is a double of a TGI server on a loopback port.
 """

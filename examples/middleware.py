@@ -32,6 +32,7 @@ from qwenlong_graph import create_memory_agent
 from qwenlong_graph.agents.middleware import LongContentMiddleware
 
 QUESTION = "Look through the tickets of this month: did anything catch fire?"
+MEGABYTES_MIN = 0.05  # is above the 8,000 tokens that the middleware lets through
 FIRE = "The battery of the scooter S7 caught fire while it was charging in the hall."
 
 
@@ -51,6 +52,8 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--megabytes", type=float, default=3, help="length of the tool's result")
     args = parser.parse_args()
+    if not MEGABYTES_MIN <= args.megabytes <= 100:
+        parser.error(f"--megabytes: from {MEGABYTES_MIN} to 100; less would not be too long.")
 
     @tool
     def export_tickets() -> str:

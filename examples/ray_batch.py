@@ -1,7 +1,8 @@
-"""Many questions on many machines: rows of a Ray Data set, read by a pool of workers.
+"""Many questions on many machines: rows of a Ray Data set, read by workers.
 
     python examples/ray_batch.py
-    python examples/ray_batch.py --model http://127.0.0.1:8080 --workers 8 --folder readings
+    python examples/ray_batch.py --model http://127.0.0.1:8080 --workers 8 \\
+        --folder readings
 
 Each row is read as a thread of its own, whose steps are kept in --folder, and
 its result is one file there, written whole. So a row whose worker was killed,
@@ -29,7 +30,7 @@ from _models import ADDRESS_1946, arguments, reader
 from _printing import heading, paragraph
 from langgraph.checkpoint.sqlite import SqliteSaver
 
-from qwenlong_graph import ReadingSettings, create_memory_agent
+from qwenlong_graph import ConnectedModel, ReadingSettings, create_memory_agent
 from qwenlong_graph.errors import QwenLongGraphError
 from qwenlong_graph.runs.writing import write_whole
 
@@ -63,7 +64,9 @@ class RowReader:
     """Answers rows, one after another, in a worker process."""
 
     def __init__(self, model: str, folder: str) -> None:
-        self.model = reader(model, SENTENCES)
+        self.name = model
+        # Connected with the first row: a worker that fails here is started over and over by Ray.
+        self.model: ConnectedModel | None = None
         self.folder = Path(folder)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -73,13 +76,15 @@ class RowReader:
         if not path.exists():
             try:
                 out, told["how"] = self.read(row)
-            except QwenLongGraphError as error:
+            except (QwenLongGraphError, SystemExit) as error:  # `reader` says it by SystemExit
                 return {**told, "how": "failed", "error": str(error)}
             write_whole(path, json.dumps({**row, **out}).encode())
         return told
 
     def read(self, row: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """The agent's output, from where the row's thread stands."""
+        if self.model is None:
+            self.model = reader(self.name, SENTENCES)
         config: Any = {"configurable": {"thread_id": row["id"]}}
         with SqliteSaver.from_conn_string(str(self.folder / f"{row['id']}.sqlite")) as saver:
             agent = create_memory_agent(
@@ -115,8 +120,13 @@ def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--workers", type=int, default=2, help="questions at once")
     parser.add_argument("--address", default="local", help='of a Ray cluster; "local" starts one')
-    parser.add_argument("--folder", type=Path, help="where readings are kept; by default nowhere")
+    parser.add_argument(
+        "--folder", type=Path, help="where readings are kept; by default a temporary one"
+    )
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error("--workers: 1 or more are needed.")
+    reader(args.model, SENTENCES).close()  # tells what is wrong with --model before Ray starts
     with tempfile.TemporaryDirectory(prefix="ray-") as temporary:
         folder = (args.folder or Path(temporary) / "readings").resolve()
         folder.mkdir(parents=True, exist_ok=True)
@@ -136,7 +146,8 @@ def main() -> None:
             )
             failed = 0
             for told in answered.iter_rows():
-                print(f"{told['id']}: {told['how']} by worker {told['worker']} {told['error']}")
+                said = f"{told['id']}: {told['how']} by worker {told['worker']} {told['error']}"
+                print(said.rstrip())
                 failed += told["how"] == "failed"
         finally:
             ray.shutdown()

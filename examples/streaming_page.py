@@ -2,12 +2,14 @@
 
     python examples/streaming_page.py
 
-Serves one page at http://127.0.0.1:8000: ask a question about an example document or a text that
-you paste; see the progress, the memory as it grows and the quotes it rests on; click a citation to
-see its passage in the document; cancel. If the connection drops, the reading goes on, and the page
-takes it up where it was.
+Serves one page at http://127.0.0.1:8000: ask a question about an example
+document or a text that you paste; see the progress, the memory as it grows and
+the quotes it rests on; click a citation to see its passage in the document;
+cancel. If the connection drops, the reading goes on, and the page takes it up
+where it was.
 
-The scripted model keeps the sentences that share the question's words, and understands nothing.
+The scripted model keeps the sentences that share the question's words, and
+understands nothing.
 """
 
 from __future__ import annotations
@@ -301,15 +303,11 @@ def main() -> None:
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        is_scripted = args.model == "scripted"
-        model = None if is_scripted else await asyncio.to_thread(reader, args.model, [])
         with tempfile.TemporaryDirectory() as folder:
             app.state.desk = Desk(model, folder, args.pause)
-            app.state.model = SCRIPTED if is_scripted else args.model
+            app.state.model = args.model if model else SCRIPTED
             print(f"The page is at http://127.0.0.1:{port}/   (Ctrl-C ends it)", flush=True)
             yield
-        if model:
-            model.close()
 
     app = Starlette(
         routes=[
@@ -324,10 +322,12 @@ def main() -> None:
     )
     try:
         listening = socket.create_server(("127.0.0.1", args.port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # taken, not allowed; not a port at all
         raise SystemExit(f"Port {args.port} cannot be used ({error}). Try --port 0.") from error
     port = listening.getsockname()[1]
-    with listening:
+    # Before the server: a model that is not there is told in a line.
+    model = None if args.model == "scripted" else reader(args.model, [])
+    with listening, contextlib.closing(model) if model else contextlib.nullcontext():
         config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
         with contextlib.suppress(KeyboardInterrupt):  # that is how it ends
             Server(config).run(sockets=[listening])

@@ -2,10 +2,12 @@
 
     python examples/supervisor.py
 
-The supervisor has no document in its context. It hands the question to its worker, the memory agent
-as an agent that talks in messages (`create_messages_agent`), and gets one message back: the answer,
-with citations as annotations of LangChain. Shown are the worker's progress, which the supervisor's
-own stream passes on, then who said what, and the checked citations.
+The supervisor has no document in its context. It hands the question to its
+worker, the memory agent as an agent that talks in messages
+(`create_messages_agent`), and gets one message back: the answer, with citations
+as annotations of LangChain. Shown are the worker's progress, which the
+supervisor's own stream passes on, then who said what, and the checked
+citations.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""A swarm with a member that reads long documents, and hands the turn back (langgraph-swarm).
+"""A swarm with a member that reads, and hands the turn back (langgraph-swarm).
 
     python examples/swarm.py
 
-Alice talks to the user. What she does not know she hands to `reader`, the memory agent as an agent
-that talks in messages. `handoff_to="alice"` gives her the turn back after the answer; otherwise a
-swarm stays with whoever spoke last, and the user's next word would be taken for a question too.
+Alice talks to the user. What she does not know she hands to `reader`, the
+memory agent as an agent that talks in messages. `handoff_to="alice"` gives her
+the turn back after the answer; otherwise a swarm stays with whoever spoke last,
+and the user's next word would be taken for a question too.
 
-Two turns of one thread are shown. The second question is answered from the quotes that the first
-one left: no chunk is read again.
+Two turns of one thread are shown. The second question is answered from the
+quotes that the first one left: no chunk is read again.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import ast
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ NAMES = [
     "rag_and_reading",
     "structured_output",
 ]
+# asgi_app is for uvicorn: it takes no options.
+ALL = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py") if path.stem != "asgi_app")
 
 
 class Run:
@@ -91,7 +94,7 @@ def assert_real(citations: Sequence[tuple[str, int, int, str]]) -> None:
         assert plain(ADDRESS[start:end]) == text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_help_shows_the_first_lines(run, name):
     source = (EXAMPLES / f"{name}.py").read_text("utf-8")
     docstring = ast.get_docstring(ast.parse(source), clean=False)
@@ -213,10 +216,54 @@ def test_many_documents_needs_room_for_the_voyage(run):
     assert "Citations: 4, of 5 files" in run("many_documents", "--files", "5")
 
 
-def test_a_model_that_cannot_be_reached_is_told(run):
-    told = run("document_tool", "--model", "http://127.0.0.1:9", code=1)
+@pytest.mark.parametrize("name", ["document_tool", "ray_batch", "streaming_page"])
+def test_a_model_that_cannot_be_reached_is_told(run, name):
+    told = run(name, "--model", "http://127.0.0.1:9", code=1)
     assert told.startswith("--model http://127.0.0.1:9: ")
     assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("middleware", "--megabytes", "0"),
+        ("middleware", "--megabytes", "nan"),
+        ("ray_batch", "--workers", "0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_told(run, name, option, value):
+    told = run(name, option, value, code=2)
+    assert f"error: {option}: " in told
+    assert "Traceback" not in told
+
+
+def test_a_row_whose_model_is_gone_fails_alone(code_of, tmp_path):
+    reader = code_of("ray_batch")["RowReader"]("http://127.0.0.1:9", str(tmp_path))
+    told = reader({"id": "row-0", "question": "Who?", "document": "none"})
+    assert told["how"] == "failed"
+    assert "http://127.0.0.1:9" in told["error"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_service_says_how_it_is_started(run):
+    assert "uvicorn asgi_app:app" in run("asgi_app", code=1)
+
+
+def test_an_interrupt_is_told_in_a_word():
+    process = subprocess.Popen(
+        [sys.executable, str(EXAMPLES / "human_review.py"), "--interactive"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    with process:
+        assert any("The memory is empty." in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        told = process.communicate(timeout=60)[1]
+    assert told == "\nInterrupted.\n"
+    assert process.returncode == -signal.SIGINT
 
 
 def test_the_table_names_every_example():

@@ -333,8 +333,10 @@ def test_the_model_of_a_server_reads(tmp_path):
     assert last["sources"][0]["quote"] == HOSTILE_SENTENCE
 
 
-def test_a_port_that_is_taken_is_told(origin, tmp_path):
-    port = origin.rpartition(":")[2]
+@pytest.mark.parametrize("port", ["taken", "99999"])
+def test_a_port_that_cannot_be_used_is_told(origin, tmp_path, port):
+    if port == "taken":
+        port = origin.rpartition(":")[2]
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), "--port", port], capture_output=True, text=True, cwd=tmp_path
     )
