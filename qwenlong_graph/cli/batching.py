@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -32,6 +33,7 @@ from qwenlong_graph.errors import (
     MissingExtraError,
     ModelError,
     ModelUnavailableError,
+    NoDocumentsError,
     QuestionError,
     QwenLongGraphError,
     RunChangedError,
@@ -39,6 +41,7 @@ from qwenlong_graph.errors import (
     RunInterruptedError,
     SettingsError,
     SetupError,
+    WindowTooSmallError,
 )
 from qwenlong_graph.runs.batch import (
     BadLine,
@@ -143,11 +146,10 @@ def ask_batch(batch: Batch, progress: BatchProgress) -> Outcome:
     with contextlib.ExitStack() as stack:
         file = stack.enter_context(_questions_of(batch.questions))
         output = (batch.output or _beside(batch.questions)).expanduser()
-        outcome, keys = _looked_through(file, batch.questions, Outcome(output=output), defaults)
+        outcome = Outcome(output=output)
+        keys, last_line = _looked_through(file, batch.questions, outcome, defaults)
         progress.looked_through(outcome.bad_lines, outcome.lost_lines, outcome.unread_keys)
         results = stack.enter_context(open_results(output))
-        results.settle(asked_again=keys.__contains__)
-        del keys
         try:
             model = connected(
                 batch.model,
@@ -157,12 +159,16 @@ def ask_batch(batch: Batch, progress: BatchProgress) -> Outcome:
                 progress=progress,
             )
             with contextlib.closing(model):
+                # Not before: without a model, what failed has to stay told.
+                results.settle(asked_again=keys.__contains__)
+                del keys
                 at_once = batch.concurrency or model.concurrency
                 progress.connected(model.model_name, questions=outcome.questions, at_once=at_once)
                 asking = Asking(batch, model, results, outcome, progress)
                 file.seek(0)
                 lines = read_questions(file, **defaults)
-                questions = (line for line in lines if isinstance(line, Question))
+                counted = itertools.takewhile(lambda line: line.line <= last_line, lines)
+                questions = (line for line in counted if isinstance(line, Question))
                 asyncio.run(asking.all(questions, at_once))
             results.settle()
         except KeyboardInterrupt:
@@ -198,7 +204,8 @@ class Asking:
         self._retry_policy = retry_policy
         self._store = store_in(batch.data_dir)
         self._shelf = shelf_in(batch.data_dir)
-        self._sources = _Sources(self._store, progress)
+        own = [results.path, *([] if batch.questions == "-" else [Path(batch.questions)])]
+        self._sources = _Sources(self._store, progress, own=own)
         self._tasks: list[asyncio.Task[None]] = []
         self._controls: set[RunControl] = set()
         self._is_stopping = False
@@ -242,7 +249,8 @@ class Asking:
             return
         self._outcome.answered += 1
         self._outcome.answered_before += answered is None
-        self._failures_in_a_row = 0
+        if answered is not None:
+            self._failures_in_a_row = 0
         self._progress.answered(question.key, is_new=answered is not None)
 
     async def _answered(self, question: Question, about: dict[str, Any]) -> Answered | None:
@@ -349,7 +357,7 @@ class Asking:
         self, question: Question, about: Mapping[str, Any], error: Exception
     ) -> None:
         if isinstance(error, QwenLongGraphError) and (
-            _is_everyones(error) or await self._is_away(error)
+            self._is_everyones(error) or await self._is_away(error)
         ):
             self._stop(error, cancels=isinstance(error, ModelError))
             return
@@ -361,12 +369,9 @@ class Asking:
             return
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= FAILURES_IN_A_ROW:
-            family = (
-                ModelError
-                if isinstance(error, ModelError)
-                else RunError
-                if isinstance(error, RunError)
-                else QwenLongGraphError
+            families = (ModelError, RunError, SettingsError)
+            family = next(
+                (family for family in families if isinstance(error, family)), QwenLongGraphError
             )
             self._stop(
                 family(
@@ -374,6 +379,25 @@ class Asking:
                     f"{told['message']}"
                 )
             )
+
+    def _is_everyones(self, error: Exception) -> bool:
+        """Whether no question can be answered: a full disk, a setting that does not fit the model.
+
+        A question may leave no room for settings that fit beside a shorter one.
+        """
+        if isinstance(error, (QuestionError, MissingExtraError)):
+            return False
+        if not isinstance(error, (SettingsError, WindowTooSmallError)):
+            return type(error) is RunError or isinstance(error, SetupError)
+        from qwenlong_graph.reading.budget import ReadingSettings
+        from qwenlong_graph.runs.estimate import task_to_estimate
+
+        settings = ReadingSettings(**self._batch.settings).over(self._model.defaults)
+        try:
+            task_to_estimate(self._model, settings, self._store)
+        except SetupError:
+            return True
+        return False
 
     async def _is_away(self, error: Exception) -> bool:
         """Whether the server, which did not answer, answers nobody at this moment."""
@@ -431,9 +455,13 @@ class _StoppedError(Exception):
 class _Sources:
     """What stands in files, each loaded once for all questions that name it one after another."""
 
-    def __init__(self, store: DocumentStore, progress: BatchProgress) -> None:
+    def __init__(
+        self, store: DocumentStore, progress: BatchProgress, *, own: Sequence[Path] = ()
+    ) -> None:
         self._store = store
         self._progress = progress
+        # Results are no documents: with them, a directory would be another one for each batch.
+        self._own = [path.expanduser().resolve() for path in own]
         self._loading: OrderedDict[str, asyncio.Task[_Loaded]] = OrderedDict()
 
     async def of(self, paths: Sequence[str]) -> tuple[list[DocumentReference], list[Skipped]]:
@@ -470,7 +498,21 @@ class _Sources:
             self._progress.left_out(name, reason)
 
         collection = ingest([path], self._store, on_skip=on_skip)
-        return _Loaded(self._store.collection(collection), skipped)
+        references = self._store.collection(collection)
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            own = {os.path.relpath(file, folder.resolve()) for file in self._own}
+            for reference in references:
+                if reference["title"] in own:
+                    on_skip(reference["title"], "it is this batch's own")
+            references = [found for found in references if found["title"] not in own]
+            if not references:
+                raise NoDocumentsError(
+                    f"Loading the directory {path}: it holds nothing but this batch's own files. "
+                    "Name another directory, or the files themselves.",
+                    source=path,
+                )
+        return _Loaded(references, skipped)
 
 
 @dataclass(frozen=True)
@@ -479,20 +521,13 @@ class _Loaded:
     skipped: list[Skipped]
 
 
-def _is_everyones(error: Exception) -> bool:
-    """Whether no question can be answered: a full disk, a setting that does not fit the model."""
-    if type(error) is RunError:
-        return True
-    return isinstance(error, SetupError) and not isinstance(
-        error, (QuestionError, MissingExtraError)
-    )
-
-
 def _may_be_everyones(error: Exception) -> bool:
     """Whether other questions are likely to fail in the same way."""
     if isinstance(error, (ContextOverflowError, MalformedReplyError)):
         return False
-    return isinstance(error, (ModelError, RunChangedError)) or not isinstance(
+    if isinstance(error, (QuestionError, MissingExtraError)):
+        return False
+    return isinstance(error, (ModelError, RunChangedError, SetupError)) or not isinstance(
         error, QwenLongGraphError
     )
 
@@ -508,10 +543,13 @@ def _require_form(question: Question) -> None:
 
 def _looked_through(
     file: BinaryIO, name: str, outcome: Outcome, defaults: Mapping[str, Any]
-) -> tuple[Outcome, set[str]]:
-    """What there is to ask, and the ids. Raises `SettingsError` where there is nothing."""
+) -> tuple[set[str], int]:
+    """Counts what there is to ask: the ids, and the number of the last line, since a file may grow
+    meanwhile. Raises `SettingsError` where there is nothing."""
     keys = set()
+    last_line = 0
     for line in read_questions(file, **defaults):
+        last_line = line.line
         if isinstance(line, Question):
             outcome.questions += 1
             keys.add(line.key)
@@ -529,7 +567,7 @@ def _looked_through(
             f"{_named(name)} holds no question ({found}). Each line has to be an object such as "
             '{"id": "q1", "question": "Who signed?", "documents": ["lease.pdf"]}.'
         )
-    return outcome, keys
+    return keys, last_line
 
 
 def _questions_of(name: str) -> BinaryIO:

@@ -82,7 +82,13 @@ def report(
             return
         path = (output or Path(f"reading-{reading.name}.html")).expanduser()
         try:
-            write_whole(path, page)
+            if path.exists() and not path.is_file():
+                # A device or a pipe has to stay what it is.
+                with path.open("wb") as file:
+                    file.write(page)
+            else:
+                # What a link leads to is replaced, and not the link.
+                write_whole(path.resolve(), page)
         except OSError as error:
             raise SettingsError(
                 f"Writing the report: {path} cannot be written ({error.strerror or error}). Name "

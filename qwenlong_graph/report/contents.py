@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import regex
 
 from qwenlong_graph.errors import StoredTextChangedError
 from qwenlong_graph.graph.state import unpack_evidence
 from qwenlong_graph.reading.answers import NOT_FOUND_ANSWER
-from qwenlong_graph.reading.evidence import line_key
+from qwenlong_graph.reading.evidence import line_key, memory_lines
 from qwenlong_graph.report.sources import Document, Reading
+
+if TYPE_CHECKING:
+    from qwenlong_graph.documents.store import StoredText
 
 __all__ = [
     "BLOCK_STEPS",
@@ -38,6 +41,11 @@ TEXT_BYTES_MAX = 12_000_000
 """Texts of the timeline in all: with 4,000 chunks, 3,000 bytes for each. Where there is more, the
 chunks with the longest are cut."""
 
+TITLE_CHARS_MAX = 100
+"""How much of a title stands beside each of its places; the end is what tells a long path."""
+
+NOTES_MAX = 20
+
 STRIPS_MAX = 40
 TICKS_MAX = 400
 CHART_POINTS = 600
@@ -46,10 +54,17 @@ QUOTE_CHARS_MAX = 800
 TOLD_MAX = 20
 TOLD_CHARS_MAX = 500
 _ESCAPED = "<>&\u2028\u2029"
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 # A line that goes on in the next one: with a small letter, or because it is full.
 _WRAPPED = regex.compile(r"(?<=[\p{L},;])\n(?=\p{Ll})|(?<=[^\n]{50}[\p{Ll},;])\n(?=\p{L})")
-# What says where a quote stands: title, page, characters.
-_PLACE_BYTES = 150
+# What says where a quote stands, beside the title: pages, characters.
+_PLACE_BYTES = 100
+# Of a journal: more can be no count, and is none that JavaScript has.
+_COUNT_MAX = 1 << 53
+
+_Found = TypeVar("_Found")
+
+Entry = Mapping[str, Any]
 
 Place = tuple[int, int, int]
 """(document, start_char, end_char)"""
@@ -103,7 +118,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Strip:
-    """A document as a bar. `read`, `unread`, `skipped` and the ticks in thousandths."""
+    """A document as a bar. `read`, `unread`, `skipped` and the ticks in thousandths.
+
+    `places` are the noted ones before those that are close were joined.
+    """
 
     title: str
     note: str
@@ -111,6 +129,7 @@ class Strip:
     unread: tuple[tuple[float, float], ...]
     skipped: tuple[tuple[float, float], ...]
     noted: tuple[tuple[float, float], ...]
+    places: int
     ticks: tuple[Tick, ...]
 
 
@@ -145,21 +164,24 @@ def contents_of(reading: Reading) -> Contents:
     values = reading.values
     texts = _Texts(reading)
     rows = _rows(reading)
-    found_in = _found_in(rows)
+    noted = _Noted(rows)
     citations = values.get("citations") or []
     sources = tuple(
-        _source(number, citation, texts, found_in)
+        _source(number, citation, texts, noted)
         for number, citation in enumerate(citations, start=1)
     )
     status, kind, note = _status(reading, rows)
-    room, cut_note = _cut(rows)
+    room, cut_note = _cut(rows, texts)
+    blocks = tuple(_blocks(rows, texts, room))
+    strips = tuple(_strips(reading, rows, citations, texts))
+    stretches = tuple(_stretches(reading, texts))
     is_structured = values.get("structured_response") is not None
     return Contents(
         status=status,
         status_kind=kind,
         status_note=note,
         facts=tuple(_facts(reading, rows)),
-        notes=(*reading.notes, *texts.notes),
+        notes=tuple(_notes([*reading.notes, *texts.notes])),
         pieces=() if is_structured else tuple(_pieces(values)),
         structured=json.dumps(values["structured_response"], ensure_ascii=False, indent=2)
         if is_structured
@@ -170,17 +192,23 @@ def contents_of(reading: Reading) -> Contents:
         else "",
         unsupported=tuple(_claims(values, "unsupported")),
         computed=tuple(_claims(values, "computed")),
-        stretches=tuple(_stretches(reading)),
+        stretches=stretches,
         sources=sources,
         memory=tuple(_memory(values, citations, texts)),
         plan=str(values.get("plan") or ""),
-        strips=(strips := tuple(_strips(reading, rows, citations, texts)))[:STRIPS_MAX],
+        strips=strips[:STRIPS_MAX],
         strips_left=max(0, len(strips) - STRIPS_MAX),
         chart=_chart(rows),
         steps=len(rows),
-        blocks=tuple(_blocks(rows, texts, room)),
+        blocks=blocks,
         cut_note=cut_note,
     )
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    yield from notes[:NOTES_MAX]
+    if len(notes) > NOTES_MAX:
+        yield f"{len(notes) - NOTES_MAX:,} more notes like these are left out."
 
 
 class _Texts:
@@ -189,12 +217,19 @@ class _Texts:
     def __init__(self, reading: Reading) -> None:
         self._reading = reading
         self._lost: set[int] = set()
+        self._title_weights: dict[int, int] = {}
         self.notes: list[str] = []
-        self.index = {
-            document.reference["document_id"]: number
-            for number, document in reversed(list(enumerate(reading.documents)))
-            if document.reference
-        }
+        self._index: dict[tuple[str, str], int] = {}
+        for number, document in enumerate(reading.documents):
+            if document.reference:
+                # Several documents may have the same text.
+                for title in (document.title, ""):
+                    self._index.setdefault((document.reference["document_id"], title), number)
+
+    def number_of(self, citation: Mapping[str, Any]) -> int | None:
+        """Which document a citation is from; None where the store has lost the list of them."""
+        key = citation["document_id"], citation["document_title"]
+        return self._index.get(key, self._index.get((key[0], "")))
 
     def document(self, number: int) -> Document:
         documents = self._reading.documents
@@ -203,31 +238,52 @@ class _Texts:
         return Document(f"document {number + 1}", 0, None)
 
     def read(self, number: int, start: int, end: int) -> str | None:
+        return self._of(number, lambda text: text.read(max(0, start), end))
+
+    def bytes_per_char(self, number: int) -> float:
+        """On the average of the document, in UTF-8."""
         reference = self.document(number).reference
-        if reference is None or number in self._lost:
-            return None
-        try:
-            return self._reading.store.open(reference).read(max(0, start), end)
-        except StoredTextChangedError as error:
-            self._lost.add(number)
-            self.notes.append(str(error))
-            return None
+        return reference["bytes"] / max(1, reference["chars"]) if reference else 1.0
+
+    def title(self, number: int) -> str:
+        """As it stands beside each place."""
+        title = self.document(number).title
+        return title if len(title) <= TITLE_CHARS_MAX else f"…{title[1 - TITLE_CHARS_MAX :]}"
+
+    def title_weight(self, number: int) -> int:
+        """Its bytes on the page."""
+        if number not in self._title_weights:
+            self._title_weights[number] = _weight(self.title(number))
+        return self._title_weights[number]
 
     def where(self, number: int, start: int, end: int) -> str:
         """A place in words: title, pages, characters."""
         pages = self.pages(number, start, end)
-        title = self.document(number).title
-        return ", ".join(part for part in (title, pages, f"chars {start:,}–{end:,}") if part)
+        return ", ".join(
+            part for part in (self.title(number), pages, f"chars {start:,}–{end:,}") if part
+        )
 
     def pages(self, number: int, start: int, end: int) -> str:
         reference = self.document(number).reference
-        if reference is None or number in self._lost or reference["pages_id"] is None:
+        if reference is None or reference["pages_id"] is None:
             return ""
-        try:
-            first, last = self._reading.store.open(reference).pages_of(start, end)
-        except StoredTextChangedError:
+        pages = self._of(number, lambda text: text.pages_of(start, end))
+        if pages is None:
             return ""
+        first, last = pages
         return f"page {first}" if first == last else f"pages {first}–{last}"
+
+    def _of(self, number: int, get: Callable[[StoredText], _Found]) -> _Found | None:
+        reference = self.document(number).reference
+        if reference is None or number in self._lost:
+            return None
+        try:
+            return get(self._reading.store.open(reference))
+        except StoredTextChangedError as error:
+            # Once: to find a long text damaged takes as long as to read it.
+            self._lost.add(number)
+            self.notes.append(str(error))
+            return None
 
 
 # The timeline.
@@ -239,7 +295,7 @@ def _rows(reading: Reading) -> list[dict[str, Any]]:
     Stretches of steps of which nothing is known share one row.
     """
     rows: list[dict[str, Any]] = []
-    waiting: list[str] = []
+    waiting: list[Entry] = []
     retries: dict[int, list[str]] = defaultdict(list)
     expected = 0
 
@@ -247,12 +303,12 @@ def _rows(reading: Reading) -> list[dict[str, Any]]:
         nonlocal waiting, expected
         if row["first"] > expected:
             rows.append(_lost_row(expected, row["first"] - 1))
-        row["told"] = waiting
+        row["told"] = _told(waiting, goes_on=True)
         waiting = []
         rows.append(row)
         expected = row["last"] + 1
 
-    for entry in reading.entries:
+    for entry in map(_whole, reading.entries):
         kind = entry["type"]
         if kind == "memory_updated" and entry["step"] >= expected:
             add({"first": entry["step"], "last": entry["step"], "entry": entry, "retried": []})
@@ -260,48 +316,144 @@ def _rows(reading: Reading) -> list[dict[str, Any]]:
             first = max(expected, entry["first_step"])
             add({"first": first, "last": entry["step"], "entry": entry, "retried": []})
         elif kind == "retry":
-            retries[entry.get("step", -1)].append(str(entry.get("reason", "")))
-        elif told := _told(entry):
-            waiting.append(told)
+            retries[entry["step"]].append(entry["reason"])
+        elif kind not in {"memory_updated", "restored"}:
+            waiting.append(entry)
     done = int(reading.values.get("step") or 0)
     if done > expected:
         rows.append(_lost_row(expected, done - 1))
     for row in rows:
         if row["first"] == row["last"]:
             row["retried"] = retries.pop(row["first"], [])
+    is_answered = bool(reading.values.get("answer"))
     left = [reason for step in sorted(retries) if step >= 0 for reason in retries[step]]
-    if left or waiting:
-        rows.append({"first": done, "last": done, "entry": None, "retried": left, "told": waiting})
+    told = _told(waiting, goes_on=is_answered)
+    if left or told:
+        # A journal may be ahead of the state, or all that is left.
+        after = max(done, expected)
+        where = "After the last chunk" if is_answered else "After the chunks read so far"
+        row = {"first": after, "last": after, "entry": None, "retried": left, "told": told}
+        rows.append({**row, "where": where})
     return rows
 
 
+_COUNTS = (
+    "memory_tokens",
+    "evidence",
+    "retries",
+    "input_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
+_TOLD = ("reason", "message", "error", "action", "moved_to")
+
+
+def _whole(entry: Entry) -> Entry:
+    """The entry with what the page needs of its kind.
+
+    Older versions left things out (what is None then is not shown), and hands may have changed it.
+    """
+    count, texts = _count, _texts_in
+    step = count(entry.get("step"))
+    whole: dict[str, Any] = {"type": entry["type"], "step": -1 if step is None else step}
+    match entry["type"]:
+        case "memory_updated":
+            start = count(entry.get("start_char")) or 0
+            whole |= {name: count(entry.get(name)) for name in _COUNTS}
+            whole |= {name: texts(entry.get(name)) for name in ("lines_added", "lines_removed")}
+            whole |= {name: _text(entry.get(name)) for name in ("document", "reply", "plan")}
+            whole |= {
+                "document_index": count(entry.get("document_index")),
+                "start_char": start,
+                "end_char": max(start, count(entry.get("end_char")) or 0),
+                "places_added": _places(entry.get("places_added")),
+                "seconds": _number(entry.get("seconds")),
+            }
+        case "restored":
+            first = count(entry.get("first_step")) or 0
+            whole |= {"first_step": min(first, whole["step"]), "memory": _text(entry.get("memory"))}
+        case _:
+            whole |= {name: _text(entry.get(name)) for name in _TOLD}
+    return whole
+
+
+def _count(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value < _COUNT_MAX else None
+
+
+def _number(value: Any) -> float | None:
+    return value if type(value) in {int, float} and 0 <= value < _COUNT_MAX else None
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _texts_in(value: Any) -> list[str] | None:
+    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else None
+
+
+def _places(value: Any) -> list[Place]:
+    places = (
+        [place for place in value if isinstance(place, list)] if isinstance(value, list) else []
+    )
+    return [
+        (place[0], place[1], place[2])
+        for place in places
+        if len(place) == 3 and None not in map(_count, place) and place[1] <= place[2]
+    ]
+
+
 def _lost_row(first: int, last: int) -> dict[str, Any]:
-    entry = {"type": "restored", "first_step": first, "step": last}
+    entry = {"type": "restored", "first_step": first, "step": last, "memory": ""}
     return {"first": first, "last": last, "entry": entry, "retried": [], "told": []}
 
 
-def _told(entry: Mapping[str, Any]) -> str:
+def _told(entries: Sequence[Entry], *, goes_on: bool) -> list[str]:
+    """What happened between two chunks; `goes_on`: the reading did, after all of it."""
+    told = (
+        _told_of(entry, goes_on=goes_on or number < len(entries))
+        for number, entry in enumerate(entries, start=1)
+    )
+    return [text[:TOLD_CHARS_MAX] for text in told if text][-TOLD_MAX:]
+
+
+def _told_of(entry: Entry, *, goes_on: bool) -> str:
     kind = entry["type"]
     if kind == "server_failed":
-        return f"The server failed: {entry.get('message', '')}"
+        return f"The server failed: {entry['message']}"
     if kind == "stopped":
-        if entry.get("error") == "interrupted":
-            return "The reading was interrupted here, and went on later."
-        return f"The reading stopped here: {entry.get('message') or entry.get('error')}"
+        if entry["error"] == "interrupted":
+            return f"The reading was interrupted here{', and went on later' if goes_on else ''}."
+        return f"The reading stopped here: {entry['message'] or entry['error']}"
     if kind == "reviewed":
-        return f"A reviewer looked at the memory, and decided: {entry.get('action')}."
+        return f"A reviewer looked at the memory, and decided: {entry['action']}."
     if kind == "damaged":
-        return f"The journal was damaged; what was found is in {entry.get('moved_to')}."
+        return f"The journal was damaged; what was found is in {entry['moved_to']}."
     return ""
 
 
-def _found_in(rows: Sequence[Mapping[str, Any]]) -> dict[Place, int]:
-    """The step in which each place was first noted."""
-    found: dict[Place, int] = {}
-    for row in rows:
-        for document, start, end in (row["entry"] or {}).get("places_added", []):
-            found.setdefault((document, start, end), row["first"])
-    return found
+class _Noted:
+    """In which step places were noted first."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self._steps: dict[Place, int] = {}
+        for row in rows:
+            if _is_chunk(row):
+                for place in row["entry"]["places_added"]:
+                    self._steps.setdefault(place, row["first"])
+
+    def step_of(self, document: int, start: int, end: int) -> int | None:
+        """The step (from 1) that noted the place, or the first that noted a part of it."""
+        step = self._steps.get((document, start, end))
+        if step is None:
+            steps = (
+                step
+                for (other, first, last), step in self._steps.items()
+                if other == document and first < end and last > start
+            )
+            step = min(steps, default=None)
+        return None if step is None else step + 1
 
 
 def _is_chunk(row: Mapping[str, Any]) -> bool:
@@ -318,23 +470,26 @@ _REPLIES = {
 
 def _weight(text: str) -> int:
     """Bytes of a text on the page."""
-    escaped = sum(text.count(character) for character in _ESCAPED)
-    return len(text.encode("utf-8", "replace")) + 5 * escaped
+    return len(_as_json(text).encode()) - 2
 
 
-def _weight_of(row: Mapping[str, Any]) -> int:
-    """Bytes that a row shows of its own: lines, plan, quotes."""
+def _weight_of(row: Mapping[str, Any], texts: _Texts) -> int:
+    """About how many bytes a row shows of its own: lines, plan, quotes."""
     entry = row["entry"] or {}
-    lines = [*entry.get("lines_added", []), *entry.get("lines_removed", []), entry.get("plan", "")]
+    lines = [*row["told"], *row["retried"][:TOLD_MAX], entry.get("plan", "")]
+    lines += [*(entry.get("lines_added") or []), *(entry.get("lines_removed") or [])]
     total = sum(map(_weight, lines)) + _weight(entry.get("memory", ""))
-    for _, start, end in entry.get("places_added", []):
-        total += _PLACE_BYTES + min(end - start, QUOTE_CHARS_MAX)
+    if _is_chunk(row) and entry["document_index"] is not None:
+        total += texts.title_weight(entry["document_index"])
+    for document, start, end in entry.get("places_added", []):
+        quote = min(end - start, QUOTE_CHARS_MAX) * texts.bytes_per_char(document)
+        total += _PLACE_BYTES + texts.title_weight(document) + int(quote)
     return total
 
 
-def _cut(rows: Sequence[Mapping[str, Any]]) -> tuple[int, str]:
+def _cut(rows: Sequence[Mapping[str, Any]], texts: _Texts) -> tuple[int, str]:
     """The most bytes that a row may show, so that all rows together fit, and a word on it."""
-    sizes = sorted(map(_weight_of, rows))
+    sizes = sorted(_weight_of(row, texts) for row in rows)
     room = TEXT_BYTES_MAX
     for number, size in enumerate(sizes):
         share = room // (len(sizes) - number)
@@ -351,59 +506,72 @@ def _cut(rows: Sequence[Mapping[str, Any]]) -> tuple[int, str]:
 
 def _blocks(rows: Sequence[Mapping[str, Any]], texts: _Texts, room: int) -> Iterator[str]:
     plan = ""
-    block: list[dict[str, Any]] = []
+    block: list[str] = []
+    # The rows' sizes are estimates, and escapes make some texts longer.
+    left = TEXT_BYTES_MAX * 5 // 4
     for row in rows:
-        shown = _shown(row, texts, room, plan)
-        plan = (row["entry"] or {}).get("plan", plan)
-        block.append({name: value for name, value in shown.items() if value not in ("", [], None)})
+        shown = _shown(row, texts, min(room, left), plan)
+        plan = row["entry"]["plan"] if _is_chunk(row) else plan
+        known = {name: value for name, value in shown.items() if value not in ("", [], None)}
+        block.append(_as_json(known))
+        left = max(0, left - len(block[-1].encode()))
         if len(block) == BLOCK_STEPS:
-            yield _as_json(block)
+            yield f"[{','.join(block)}]"
             block = []
     if block:
-        yield _as_json(block)
+        yield f"[{','.join(block)}]"
 
 
 def _shown(row: Mapping[str, Any], texts: _Texts, room: int, plan_before: str) -> dict[str, Any]:
     entry = row["entry"]
     first, last = row["first"] + 1, row["last"] + 1
-    shown: dict[str, Any] = {
-        "n": first,
-        "told": [text[:TOLD_CHARS_MAX] for text in row["told"][:TOLD_MAX]],
-        "retried": [text[:TOLD_CHARS_MAX] for text in row["retried"][:TOLD_MAX]],
-    }
+    told, room = _within(row["told"], room)
+    reasons = [text[:TOLD_CHARS_MAX] for text in row["retried"][:TOLD_MAX]]
+    retried, room = _within(reasons, room)
+    shown: dict[str, Any] = {"n": first, "told": told, "retried": retried}
     if entry is None:
-        return {**shown, "kind": "after", "where": "After the last chunk"}
+        return {**shown, "kind": "after", "where": row["where"]}
     if not _is_chunk(row):
         numbers = f"Chunk {first:,}" if first == last else f"Chunks {first:,} to {last:,}"
-        lines, _ = _within(entry.get("memory", "").splitlines(), room)
+        lines, _ = _within(entry["memory"].splitlines(), room)
         where = f"{numbers}: not recorded"
         return {**shown, "kind": "lost", "where": where, "memory": lines, "last": last}
-    removed, room = _within(entry["lines_removed"], room)
-    added, room = _within(entry["lines_added"], room)
-    plan = entry.get("plan", "")
+    changes = entry["lines_added"], entry["lines_removed"]
+    removed, room = _within(changes[1] or [], room)
+    added, room = _within(changes[0] or [], room)
+    plan = entry["plan"]
     plan_shown, room = _within([plan] if plan != plan_before else [], room)
-    quotes, left = _quotes(entry.get("places_added", []), texts, room)
-    place = (entry["document_index"], entry["start_char"], entry["end_char"])
+    quotes, left = _quotes(entry["places_added"], texts, room)
     return {
         **shown,
         "kind": "unread" if entry["reply"] == "kept" else "chunk",
-        "where": texts.where(*place),
+        "where": _where(entry, texts),
         "reply": _REPLIES.get(entry["reply"], ""),
         "removed": removed,
         "added": added,
-        "counts": [len(entry["lines_added"]), len(entry["lines_removed"])],
+        "counts": None
+        if None in changes
+        else [len(lines) for lines in changes if lines is not None],
         "plan": "".join(plan_shown),
         "same_plan": bool(plan) and plan == plan_before,
         "quotes": quotes,
         "more_quotes": left or None,
-        "memory_tokens": entry.get("memory_tokens"),
-        "evidence": entry.get("evidence"),
-        "input": entry.get("input_tokens"),
-        "output": entry.get("output_tokens"),
-        "thoughts": entry.get("reasoning_tokens") or None,
-        "seconds": entry.get("seconds"),
-        "again": entry.get("retries") or None,
+        "memory_tokens": entry["memory_tokens"],
+        "evidence": entry["evidence"],
+        "input": entry["input_tokens"],
+        "output": entry["output_tokens"],
+        "thoughts": entry["reasoning_tokens"] or None,
+        "seconds": entry["seconds"],
+        "again": entry["retries"] or None,
     }
+
+
+def _where(entry: Entry, texts: _Texts) -> str:
+    start, end = entry["start_char"], entry["end_char"]
+    if entry["document_index"] is not None:
+        return texts.where(entry["document_index"], start, end)
+    title = entry["document"][-TITLE_CHARS_MAX:]
+    return f"{title}, chars {start:,}–{end:,}" if title else f"chars {start:,}–{end:,}"
 
 
 def _quotes(
@@ -413,11 +581,12 @@ def _quotes(
     shown: list[list[str]] = []
     for document, start, end in places:
         text = texts.read(document, start, min(end, start + QUOTE_CHARS_MAX)) or ""
-        room -= _PLACE_BYTES + _weight(text)
+        where = texts.where(document, start, end)
+        room -= _weight(where) + _weight(text)
         if room < 0:
             break
         cut = "…" if text and end - start > len(text) else ""
-        shown.append([texts.where(document, start, end), _flowing(text) + cut])
+        shown.append([where, _flowing(text) + cut])
     return shown, len(places) - len(shown)
 
 
@@ -450,7 +619,7 @@ def _within(lines: Sequence[str], room: int) -> tuple[list[str], int]:
 
 def _as_json(block: Any) -> str:
     """JSON that may stand in a <script> element: no "<" can end it, or open a comment."""
-    text = json.dumps(block, ensure_ascii=False, separators=(",", ":"))
+    text = _JSON.encode(block)
     text = text.encode("utf-8", "replace").decode("utf-8")
     for character in _ESCAPED:
         text = text.replace(character, f"\\u{ord(character):04x}")
@@ -466,23 +635,28 @@ def _status(reading: Reading, rows: Sequence[Mapping[str, Any]]) -> tuple[str, s
         if values.get("found"):
             return "Answered", "good", ""
         bare = values["answer"] == NOT_FOUND_ANSWER
-        how = "Nothing in the documents bears on the question."
+        left = (values.get("usage") or {}).get("unread") or values.get("skipped")
+        where = "what was read, which is not all of it," if left else "the documents"
+        how = f"Nothing in {where} bears on the question."
         doubt = "No passage of the documents bears out what the model answered; do not rely on it."
         return "Not found", "doubtful", how if bare else doubt
+    if not values and any(entry["type"] == "answered" for entry in reading.entries):
+        return "Answer lost", "bad", "The journal tells of an answer, which cannot be read."
     go_on = f" Go on with: {reading.next_step}" if reading.next_step else ""
     if reading.is_paused:
         return "Paused for a review", "doubtful", f"It waits for a decision.{go_on}"
-    stopped = [entry for entry in reading.entries if entry["type"] == "stopped"]
+    # What happened since the last chunk.
+    since = itertools.takewhile(
+        lambda entry: entry["type"] != "memory_updated", reversed(reading.entries)
+    )
+    stopped = [entry for entry in since if entry["type"] == "stopped"][:1]
     why = ""
-    if stopped and not any(
-        entry["type"] == "memory_updated"
-        for entry in reading.entries[list(reading.entries).index(stopped[-1]) :]
-    ):
-        last = stopped[-1]
+    if stopped:
+        last = _whole(stopped[-1])
         why = (
             "It was interrupted. "
-            if last.get("error") == "interrupted"
-            else f"It stopped: {last.get('message') or last.get('error')} "
+            if last["error"] == "interrupted"
+            else f"It stopped: {last['message'] or last['error']} "
         )
     done = int(values.get("step") or 0) or sum(map(_is_chunk, rows))
     if not done:
@@ -515,7 +689,7 @@ def _facts(reading: Reading, rows: Sequence[Mapping[str, Any]]) -> Iterator[tupl
         yield "Tokens", cost
         retries = f", {usage['retries']:,} of them again" if usage.get("retries") else ""
         yield "Calls", f"{usage['calls']:,}{retries}"
-    seconds = sum(row["entry"].get("seconds") or 0 for row in rows if _is_chunk(row))
+    seconds = sum(row["entry"]["seconds"] or 0 for row in rows if _is_chunk(row))
     if seconds:
         yield "Time", f"{_clock(seconds)} for the chunks"
     if reading.created:
@@ -572,9 +746,8 @@ def _claims(values: Mapping[str, Any], status: str) -> Iterator[Mapping[str, Any
     yield from (claim for claim in values.get("unsupported") or [] if claim["status"] == status)
 
 
-def _stretches(reading: Reading) -> Iterator[tuple[str, str]]:
+def _stretches(reading: Reading, texts: _Texts) -> Iterator[tuple[str, str]]:
     """What was not read: (place, why)."""
-    texts = _Texts(reading)
     usage = reading.values.get("usage") or {}
     for span in usage.get("unread_spans") or []:
         place = (span["document"], span["start_char"], span["end_char"])
@@ -586,11 +759,9 @@ def _stretches(reading: Reading) -> Iterator[tuple[str, str]]:
         yield texts.where(document, start, end), "passed over at a review"
 
 
-def _source(
-    number: int, citation: Mapping[str, Any], texts: _Texts, found_in: Mapping[Place, int]
-) -> Source:
+def _source(number: int, citation: Mapping[str, Any], texts: _Texts, noted: _Noted) -> Source:
     start, end = citation["start_char"], citation["end_char"]
-    document = texts.index.get(citation["document_id"])
+    document = texts.number_of(citation)
     pages = citation.get("start_page"), citation.get("end_page")
     where = [citation["document_title"]]
     if pages[0] is not None:
@@ -615,21 +786,9 @@ def _source(
         after=_flowing(_to_border(after or "")),
         has_more_before=before is not None and start > CONTEXT_CHARS,
         has_more_after=after is not None and end + CONTEXT_CHARS < chars,
-        step=_step_of(document, start, end, found_in),
+        step=None if document is None else noted.step_of(document, start, end),
         note=note,
     )
-
-
-def _step_of(
-    document: int | None, start: int, end: int, found_in: Mapping[Place, int]
-) -> int | None:
-    """The step (from 1) that noted the place, or the first that noted one within it."""
-    steps = [
-        step
-        for (other, first, last), step in found_in.items()
-        if other == document and first < end and last > start
-    ]
-    return min(steps) + 1 if steps else None
 
 
 def _from_border(text: str) -> str:
@@ -647,7 +806,8 @@ def _memory(
     values: Mapping[str, Any], citations: Sequence[Mapping[str, Any]], texts: _Texts
 ) -> Iterator[MemoryLine]:
     """The last memory, each line with the citations that stand for it."""
-    unverified = values.get("unverified") or []
+    unverified = set(values.get("unverified") or [])
+    cited = [(texts.number_of(citation), citation) for citation in citations]
     places: dict[str, list[Place]] = defaultdict(list)
     for piece in unpack_evidence(values.get("evidence") or []):
         place = (piece["document"], piece["start_char"], piece["end_char"])
@@ -655,15 +815,17 @@ def _memory(
     for line in str(values.get("memory") or "").splitlines():
         if not line.strip():
             continue
+        claims = memory_lines(line)
+        held = [place for claim in claims for place in places.get(line_key(claim), [])]
         numbers = [
             number
-            for number, citation in enumerate(citations, start=1)
-            for document, start, end in places.get(line_key(line), [])
-            if texts.index.get(citation["document_id"]) == document
+            for number, (cited_document, citation) in enumerate(cited, start=1)
+            for document, start, end in held
+            if cited_document == document
             and start < citation["end_char"]
             and end > citation["start_char"]
         ]
-        is_doubtful = any(doubt and doubt in line for doubt in unverified)
+        is_doubtful = not unverified.isdisjoint(claims)
         yield MemoryLine(line, is_doubtful, tuple(dict.fromkeys(numbers)))
 
 
@@ -677,23 +839,19 @@ def _strips(
     texts: _Texts,
 ) -> Iterator[Strip]:
     """A bar for each document in which something was noted, and for the first one."""
-    read, noted, ticks, unread, skipped = (defaultdict[int, list[Any]](list) for _ in range(5))
+    noted, ticks = (defaultdict[int, list[Any]](list) for _ in range(2))
     for row in rows:
-        entry = row["entry"]
-        if not _is_chunk(row):
-            continue
-        stretch = (entry["start_char"], entry["end_char"])
-        (unread if entry["reply"] == "kept" else read)[entry["document_index"]].append(stretch)
-        for document, start, end in entry.get("places_added", []):
-            noted[document].append((start, end))
-    for document, start, end in reading.values.get("skipped") or []:
-        skipped[document].append((start, end))
+        if _is_chunk(row):
+            for document, start, end in row["entry"]["places_added"]:
+                noted[document].append((start, end))
     for number, citation in enumerate(citations, start=1):
-        document = texts.index.get(citation["document_id"])
+        document = texts.number_of(citation)
         if document is not None:
             ticks[document].append((citation["start_char"], citation["end_char"], number))
     for piece in unpack_evidence(reading.values.get("evidence") or []):
         noted[piece["document"]].append((piece["start_char"], piece["end_char"]))
+    read, unread, skipped = _reached(reading, rows)
+    is_recalled = reading.values.get("answered_from") == "earlier evidence"
     wanted = sorted({*noted, *ticks}) or ([0] if reading.documents else [])
     for document in wanted:
         held = texts.document(document)
@@ -701,14 +859,16 @@ def _strips(
             [1, *(end for _, end in noted[document]), *(end for _, end in read[document])]
         )
         scale = 1000 / size
-        done = sum(end - start for start, end in _joined(read[document]))
-        share = min(100, round(100 * done / size))
+        passed = _joined([*unread[document], *skipped[document]])
+        done = _length(_joined([*read[document], *passed])) - _length(passed)
+        share = "" if is_recalled else f", {min(100, round(100 * done / size))} % read"
         yield Strip(
             title=held.title,
-            note=f"{held.chars:,} characters, {share} % read" if held.chars else "",
+            note=f"{held.chars:,} characters{share}" if held.chars else "",
             read=_scaled(read[document], scale),
             unread=_scaled(unread[document], scale),
             skipped=_scaled(skipped[document], scale),
+            places=len(set(noted[document])),
             noted=_scaled(_binned(noted[document], size), scale, least=1.5),
             ticks=tuple(
                 Tick(
@@ -721,6 +881,39 @@ def _strips(
                 for start, end, number in ticks[document][:TICKS_MAX]
             ),
         )
+
+
+def _reached(
+    reading: Reading, rows: Sequence[Mapping[str, Any]]
+) -> tuple[dict[int, list[Any]], dict[int, list[Any]], dict[int, list[Any]]]:
+    """The stretches of each document that were read, got no usable reply, were passed over."""
+    values = reading.values
+    read, unread, skipped = (defaultdict[int, list[Any]](list) for _ in range(3))
+    for row in rows:
+        entry = row["entry"]
+        if _is_chunk(row) and entry["document_index"] is not None:
+            stretch = (entry["start_char"], entry["end_char"])
+            (unread if entry["reply"] == "kept" else read)[entry["document_index"]].append(stretch)
+    for span in (values.get("usage") or {}).get("unread_spans") or []:
+        unread[span["document"]].append((span["start_char"], span["end_char"]))
+    for document, start, end in values.get("skipped") or []:
+        skipped[document].append((start, end))
+    # The journal may lack chunks, and one pass over all of it has none.
+    documents, chars = 0, 0
+    if (values.get("setup") or {}).get("strategy") == "full":
+        documents = len(reading.documents) if values.get("answer") else 0
+    elif cursor := values.get("cursor"):
+        documents, chars = cursor["document"], cursor["start_char"]
+    for number, document in enumerate(reading.documents[:documents]):
+        if document.chars:
+            read[number].append((0, document.chars))
+    if chars:
+        read[documents].append((0, chars))
+    return read, unread, skipped
+
+
+def _length(stretches: Sequence[tuple[int, int]]) -> int:
+    return sum(end - start for start, end in stretches)
 
 
 def _joined(stretches: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -757,7 +950,7 @@ def _chart(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
     known = [
         (row["first"], row["entry"]["memory_tokens"])
         for row in rows
-        if _is_chunk(row) and row["entry"].get("memory_tokens") is not None
+        if _is_chunk(row) and row["entry"]["memory_tokens"] is not None
     ]
     if len(known) < 2:
         return None
@@ -774,16 +967,17 @@ def _chart(rows: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | None:
         (round((step - first) * scale, 1), round(100 - 96 * tokens / highest, 1))
         for step, tokens in picked
     ]
-    again = [
-        round((row["first"] - first) * scale, 1)
+    # As many as can be told apart.
+    again = {
+        round((row["first"] - first) * TICKS_MAX / max(1, last - first))
         for row in rows
-        if _is_chunk(row) and (row["retried"] or row["entry"].get("retries"))
-    ]
+        if _is_chunk(row) and (row["retried"] or row["entry"]["retries"])
+    }
     return {
         "line": " ".join(f"{x},{y}" for x, y in line),
         "first": first + 1,
         "last": last + 1,
         "highest": highest,
         "end": known[-1][1],
-        "again": again[:TICKS_MAX],
+        "again": [round(place * 1000 / TICKS_MAX, 1) for place in sorted(again)],
     }

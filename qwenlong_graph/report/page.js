@@ -67,7 +67,8 @@
       lines(diff, facts.added, "plus");
       box.append(diff);
     } else if (facts.kind === "chunk") {
-      box.append(make("p", "", "The memory stayed as it was."));
+      const known = "The memory stayed as it was.";
+      box.append(make("p", "", facts.counts ? known : "What changed in memory is not recorded."));
     }
     if (facts.memory) {
       box.append(make("h3", "", "Memory after these chunks"));

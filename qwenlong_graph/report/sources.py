@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from qwenlong_graph.errors import RunError, RunFormatError, StoredTextChangedError
 from qwenlong_graph.graph.state import unpack_evidence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from qwenlong_graph.documents.store import DocumentStore
     from qwenlong_graph.runs.directory import Run
-    from qwenlong_graph.types import DocumentReference
+    from qwenlong_graph.types import CollectionReference, DocumentReference
 
 __all__ = ["Document", "Reading", "reading_of_run", "reading_of_thread"]
 
@@ -140,15 +140,21 @@ def reading_of_thread(
             "that was read in, and its checkpointer."
         )
     values = newest.values
+    if "decompose" in newest.next:
+        # All but what was given is still that of the question before.
+        given = ("question", "instructions", "documents")
+        values = {name: values[name] for name in given if name in values}
+    collection = values["documents"][0]
+    is_stored = isinstance(collection, Mapping) and "collection_id" in collection
+    notes: list[str] = []
     try:
+        references = store.collection(cast("CollectionReference", collection)) if is_stored else []
         documents = [
-            Document(reference["title"], reference["chars"], reference)
-            for reference in store.collection(values["documents"][0])
+            Document(reference["title"], reference["chars"], reference) for reference in references
         ]
-        notes: list[str] = []
     except StoredTextChangedError as error:
         notes = [f"The texts of the documents are not in the store. {error}"]
-        count = values["documents"][0]["documents"]
+        count = collection["documents"]
         documents = [Document(f"document {number}", 0, None) for number in range(1, count + 1)]
     configurable = newest.config.get("configurable", {})
     return Reading(

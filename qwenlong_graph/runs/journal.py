@@ -85,10 +85,13 @@ class Journal:
         """The entries that can be read, in order, and the numbers (from 1) of the broken lines."""
         return self._read()
 
-    def follow(self, state: Mapping[str, Any] | MemoryState) -> Path | None:
+    def follow(
+        self, state: Mapping[str, Any] | MemoryState, *, is_paused: bool = False
+    ) -> Path | None:
         """Bring the journal to what a checkpoint holds: `state`, empty where there is none.
 
-        Entries of later steps are cut off. Steps without an entry get a "restored" one
+        Entries of later steps are cut off, and what tells of a review that the run still
+        `is_paused` for. Steps without an entry get a "restored" one
         (`first_step` to `step`), the last of them with what the state knows. A damaged file is
         moved aside, and its good lines are kept. Returns where it was moved to, else None.
 
@@ -96,7 +99,12 @@ class Journal:
         """
         steps = state.get("step", 0)
         entries, broken = self._read()
-        kept = [entry for entry in entries if entry.get("step", -1) < steps]
+        # What comes after the last chunk has the number of a next one.
+        after = {"retry"} if state.get("answer") else set[str]()
+        after |= set() if is_paused else {"reviewed"}
+        kept = [
+            entry for entry in entries if entry.get("step", -1) < steps + (entry["type"] in after)
+        ]
         if not state.get("answer"):
             kept = [entry for entry in kept if entry["type"] != "answered"]
         elif not any(entry["type"] == "answered" for entry in kept):

@@ -63,7 +63,7 @@ async def read_kept(
                 "Resume it without a decision."
             )
         journal = run.journal()
-        for moved in to_checkpoint(journal, values):
+        for moved in to_checkpoint(journal, values, is_paused=bool(held.interrupts)):
             await on_event(moved)
 
         async def keep(event: Event) -> None:
@@ -85,7 +85,8 @@ async def read_kept(
                 control=control,
             )
         # An event is lost where a kill came between a step and its line.
-        for moved in to_checkpoint(journal, (await agent.aget_state(config)).values):
+        held = await agent.aget_state(config)
+        for moved in to_checkpoint(journal, held.values, is_paused=bool(held.interrupts)):
             await on_event(moved)
     return output
 
@@ -142,9 +143,11 @@ async def stream_events(
     return output
 
 
-def to_checkpoint(journal: Journal, values: Mapping[str, Any]) -> Iterator[Event]:
+def to_checkpoint(
+    journal: Journal, values: Mapping[str, Any], *, is_paused: bool = False
+) -> Iterator[Event]:
     """Brings the journal to the checkpoint; an event tells where a damaged one was moved to."""
-    if moved_to := journal.follow(values):
+    if moved_to := journal.follow(values, is_paused=is_paused):
         yield {"type": "journal_moved", "moved_to": str(moved_to)}
 
 

@@ -196,6 +196,30 @@ class TestASecondBatch:
         assert (outcome.answered, outcome.answered_before, outcome.is_whole) == (6, 6, True)
         assert (folder / "questions.results.jsonl").read_bytes() == before
 
+    def test_is_not_misled_by_its_own_files_among_the_documents(self, folder, ask):
+        (folder / "papers").mkdir()
+        for harbour in ("Hale", "Tarn"):
+            (folder / f"{harbour}.txt").rename(folder / "papers" / f"{harbour}.txt")
+        questions = [ask_about(harbour, documents=["papers"]) for harbour in ("Hale", "Tarn")]
+        path = write(folder / "papers", *questions)
+        left_out = []
+
+        class Listening(BatchProgress):
+            def left_out(self, name, reason):
+                left_out.append(name)
+
+        with llama_cpp(facts=FACTS) as server:
+            assert ask(server, path).is_whole
+            asked = len(server.prompts)
+            again = ask(server, path, progress=Listening(Console(quiet=True)))
+            assert (again.answered_before, len(server.prompts)) == (2, asked)
+        assert left_out == ["questions.jsonl", "questions.results.jsonl"]
+        (folder / "only").mkdir()
+        path = write(folder / "only", ask_about("Hale", documents=["only"]))
+        with llama_cpp(facts=FACTS) as server:
+            assert ask(server, path).failed == 1
+        assert "own files" in (folder / "only" / "questions.results.jsonl").read_text()
+
     def test_asks_lines_that_were_added_and_those_without_an_id_are_known_again(self, folder, ask):
         lines = [{**ask_about(harbour), "id": None} for harbour in HARBOURS[:3]]
         write(folder, *lines[1:])
@@ -261,6 +285,29 @@ class TestASecondBatch:
         assert "Hale.txt" in failed["error"]["message"]
         assert (second.answered, second.answered_before, second.failed) == (6, 5, 0)
         assert {line["status"] for line in by_id(folder).values()} == {"answered"}
+
+    def test_leaves_what_failed_told_where_there_is_no_model(self, folder, ask):
+        write(folder, ask_about("Hale", documents=["no.txt"]), ask_about("Lerum"))
+        with llama_cpp(facts=FACTS) as server:
+            assert ask(server).failed == 1
+        before = results_in(folder)
+        with pytest.raises(SetupError, match="no server answers"):
+            ask(server)
+        assert results_in(folder) == before
+
+    def test_asks_lines_that_came_while_the_former_was_under_way(self, folder, ask):
+        path = write(folder, ask_about("Hale"))
+
+        class Adding(BatchProgress):
+            def connected(self, model_name, *, questions, at_once):
+                with path.open("a") as file:
+                    file.write(f"{json.dumps(ask_about('Lerum'))}\n")
+
+        with llama_cpp(facts=FACTS) as server:
+            first = ask(server, progress=Adding(Console(quiet=True)))
+            assert (first.questions, first.answered, first.is_whole) == (1, 1, True)
+            second = ask(server)
+        assert (second.questions, second.answered, second.answered_before) == (2, 2, 1)
 
     def test_that_ends_at_once_leaves_no_id_with_two_lines(self, folder, ask):
         (folder / "Hale.txt").rename(folder / "gone.txt")
@@ -590,10 +637,10 @@ class Away(ScriptedChatModel):
 def ask_model(folder):
     """Asks a batch of a connected model: its outcome, and what was raised."""
 
-    def ask_model(model, *, at_once=1, questions=None, progress=None):
+    def ask_model(model, *, at_once=1, questions=None, progress=None, settings=READING):
         path = questions or folder / "questions.jsonl"
         batch = Batch(
-            questions=str(path), model="scripted", data_dir=folder / "data", settings=READING
+            questions=str(path), model="scripted", data_dir=folder / "data", settings=settings
         )
         silent = BatchProgress(Console(quiet=True), hides_warnings=True)
         with path.open("rb") as file, open_results(folder / "questions.results.jsonl") as results:
@@ -660,6 +707,25 @@ class TestAFailure:
         assert str(error) in str(outcome.stopped_by)
         assert (outcome.answered, outcome.failed) == (0, FAILURES_IN_A_ROW)
         assert len(results_in(folder)) == FAILURES_IN_A_ROW
+
+    def test_that_meets_every_new_question_stops_the_batch_among_those_answered_before(
+        self, folder, ask_model
+    ):
+        write(folder, *(ask_about("Hale", id=n) for n in range(0, 40, 2)))
+        assert ask_model(oracle(FACTS)).answered == 20
+        write(folder, *(ask_about("Tarn" if n % 2 else "Hale", id=n) for n in range(40)))
+        outcome = ask_model(scripted(failing(ModelRefusedError("no"), at=["Tarn"])))
+        assert isinstance(outcome.stopped_by, ModelError)
+        assert (outcome.answered, outcome.answered_before) == (outcome.answered_before, 5)
+        assert outcome.failed == FAILURES_IN_A_ROW
+
+    def test_of_a_question_too_long_for_the_settings_is_its_own(self, folder, ask_model):
+        long = ask_about("Hale")["question"] + " Tell all you know of it." * 200
+        write(folder, ask_about("Hale", question=long), ask_about("Lerum"), ask_about("Tarn"))
+        settings = {"strategy": "memory", "chunk_tokens": 6000}
+        outcome = ask_model(oracle(FACTS), settings=settings)
+        assert (outcome.answered, outcome.failed, outcome.stopped_by) == (2, 1, None)
+        assert by_id(folder)["Hale"]["error"]["type"] == SettingsError.__name__
 
     def test_is_shown_with_its_place_where_that_is_asked_for(self, folder, run):
         write(folder, ask_about("Hale", documents=["no.txt"]))

@@ -84,3 +84,14 @@ def test_a_place_that_cannot_be_written_is_told(run, asked, tmp_path):
     done = run("report", "--output", tmp_path / "missing" / "page.html")
     assert done.returncode == 2
     assert "--output" in done.stderr
+
+
+def test_a_device_stays_one_and_a_link_leads_on(run, asked, tmp_path):
+    (tmp_path / "null.html").symlink_to("/dev/null")
+    (tmp_path / "page.html").write_text("old")
+    (tmp_path / "link.html").symlink_to("page.html")
+    assert run("report", "--output", tmp_path / "null.html").returncode == 0
+    assert run("report", "--output", tmp_path / "link.html").returncode == 0
+    assert (tmp_path / "null.html").is_char_device()
+    assert (tmp_path / "link.html").is_symlink()
+    assert FACT in (tmp_path / "page.html").read_text("utf-8")

@@ -3,12 +3,16 @@ from __future__ import annotations
 import html
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from langchain_core.documents import Document
 from langgraph.checkpoint.memory import InMemorySaver
 
+from qwenlong_graph import ReadingSettings
 from qwenlong_graph.errors import ModelUnavailableError, RunFormatError
+from qwenlong_graph.graph.state import unpack_evidence
+from qwenlong_graph.reading.evidence import unverified_lines
 from qwenlong_graph.report import reading_of_run, reading_of_thread, report_page
 from qwenlong_graph.report.contents import TEXT_BYTES_MAX, contents_of
 from qwenlong_graph.testing.scripted import scripted
@@ -28,6 +32,15 @@ pytestmark = pytest.mark.contract
 
 def rows_of(contents):
     return [row for block in contents.blocks for row in json.loads(block)]
+
+
+def model_of(run):
+    """A "memory_updated" entry as it is written."""
+    return next(e for e in run.journal().entries() if e["type"] == "memory_updated")
+
+
+def rewritten(run, *entries):
+    run.journal().path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
 
 
 def failing_at(call, error):
@@ -171,8 +184,16 @@ class TestARunWithoutAnAnswer:
             reading_of_run(*kept_run(tmp_path, oracle_reply(["nowhere at all"])))
         )
         assert contents.status == "Not found"
+        assert contents.status_note == "Nothing in the documents bears on the question."
         assert not contents.sources
         assert not contents.memory
+
+    def test_one_that_found_nothing_in_what_it_read(self, tmp_path):
+        run, store = kept_run(tmp_path, oracle_reply(["nowhere at all"]))
+        reading = reading_of_run(run, store)
+        values = {**reading.values, "skipped": [[0, 0, 900]]}
+        contents = contents_of(replace(reading, values=values))
+        assert "not all of it" in contents.status_note
 
     def test_a_failure_that_was_overcome_is_told_where_it_was(self, tmp_path):
         run, store = kept_run(tmp_path, failing_at(5, ModelUnavailableError("gone for a while")))
@@ -187,6 +208,121 @@ class TestARunWithoutAnAnswer:
         rows = rows_of(contents_of(reading_of_run(run, store)))
         (told,) = [row for row in rows if "told" in row]
         assert "gone for a while" in told["told"][-1]
+
+
+def test_one_that_was_interrupted_twice_says_so(tmp_path):
+    run, store = kept_run(tmp_path, failing_at(5, ModelUnavailableError("gone")))
+    stopped = {"type": "stopped", "error": "interrupted", "message": ""}
+    first, *others = [e for e in run.journal().entries() if e["type"] == "memory_updated"]
+    rewritten(run, first, stopped, *others, stopped)
+    contents = contents_of(reading_of_run(run, store))
+    assert contents.status_note.startswith("It was interrupted. 3 of about")
+    told = [(row["n"], row["told"]) for row in rows_of(contents) if "told" in row]
+    assert told == [
+        (2, ["The reading was interrupted here, and went on later."]),
+        (4, ["The reading was interrupted here."]),
+    ]
+
+
+def test_a_retry_of_the_answer_is_told_after_the_last_chunk(tmp_path):
+    answer, is_first = oracle_reply(), True
+
+    def reply(messages):
+        nonlocal is_first
+        prompt = str(messages[-1].text)
+        if "<previous_memory>" in prompt or "<core_question>" in prompt or not is_first:
+            return answer(messages)
+        is_first = False
+        return ""
+
+    run, store = kept_run(tmp_path, reply)
+    last = rows_of(contents_of(reading_of_run(run, store)))[-1]
+    assert last["n"] == run.state()["step"] + 1
+    assert last["where"] == "After the last chunk"
+    assert len(last["retried"]) == 1
+
+
+def test_one_pass_over_all_of_it_is_all_read(tmp_path, monkeypatch):
+    settings = ReadingSettings(strategy="full")
+    monkeypatch.setattr("tests.report.readings.SETTINGS", settings)
+    text = f"{FILLER * 20}{FACT} {FILLER * 20}"
+    contents = contents_of(reading_of_run(*kept_run(tmp_path, lambda _: FACT, text=text)))
+    assert [source.cited for source in contents.sources] == [FACT]
+    (strip,) = contents.strips
+    assert "100 % read" in strip.note
+    assert strip.read == ((0.0, 1000.0),)
+
+
+def test_chunks_that_the_journal_lacks_are_read_all_the_same(tmp_path):
+    run, store = kept_run(tmp_path)
+    run.journal().path.unlink()
+    (strip,) = contents_of(reading_of_run(run, store)).strips
+    assert "100 % read" in strip.note
+
+
+def test_a_doubtful_line_casts_no_doubt_on_a_longer_one(kept):
+    reading = reading_of_run(*kept)
+    memory = f"{reading.values['memory']}\n- Hale"
+    unverified = unverified_lines(memory, unpack_evidence(reading.values["evidence"]))
+    values = {**reading.values, "memory": memory, "unverified": unverified}
+    lines = contents_of(replace(reading, values=values)).memory
+    assert [line.is_unverified for line in lines] == [False, False, True]
+
+
+def test_a_long_line_of_memory_leads_to_its_sources(kept):
+    reading = reading_of_run(*kept)
+    memory = f"- {FACT} {FILLER * 12}{OTHER}"
+    values = {**reading.values, "memory": memory}
+    (line,) = contents_of(replace(reading, values=values)).memory
+    assert line.sources == (1, 2)
+
+
+class TestEntriesOfOtherHands:
+    def test_an_older_version_left_most_of_it_out(self, tmp_path):
+        run, store = kept_run(tmp_path)
+        names = ("type", "step", "document", "start_char", "end_char", "reply", "memory_tokens")
+        rewritten(run, {name: model_of(run)[name] for name in names})
+        reading = reading_of_run(run, store)
+        row, _ = rows_of(contents_of(reading))
+        assert row["where"] == "annals, chars 0–1,920"
+        assert "counts" not in row  # what changed is not known
+        assert report_page(reading)
+
+    @pytest.mark.parametrize(
+        "value",
+        [None, 5, -1, 1.5, True, "x", [1], ["x"], {"a": 1}, [[1]], [[0, "a", 2]], [[0, 9, 2]],
+         10**400, float("nan"), float("inf")],
+        ids=lambda value: repr(value)[:12],
+    )  # fmt: skip
+    def test_any_value_leaves_a_page(self, kept, value):
+        reading = reading_of_run(*kept)
+        whole = model_of(kept[0])
+        restored = {"type": "restored", "first_step": 0, "step": 1, "memory": "- x"}
+        entries = [
+            {**entry, key: value}
+            for entry in (
+                whole,
+                restored,
+                {"type": "retry", "step": 0, "reason": "r"},
+                {"type": "stopped", "error": "e", "message": "m"},
+                {"type": "reviewed", "step": 0, "action": "edit"},
+                {"type": "damaged", "moved_to": "m"},
+            )
+            for key in entry
+            if key not in {"type", "step"}
+        ]
+        for entry in entries:
+            page = contents_of(replace(reading, entries=[entry]))
+            rows = [row for block in page.blocks for row in json.loads(block, parse_constant=int)]
+            numbers = [row["n"] for row in rows]
+            assert numbers == sorted(set(numbers))
+            assert report_page(replace(reading, entries=[entry]))
+
+    def test_a_stretch_that_ends_before_it_begins(self, kept):
+        reading = reading_of_run(*kept)
+        entry = {"type": "restored", "first_step": 9, "step": 3}
+        rows = rows_of(contents_of(replace(reading, entries=[entry])))
+        assert [(row["n"], row["last"]) for row in rows] == [(1, 3), (4, 4), (5, 11)]
 
 
 class TestWhatIsDamaged:
@@ -227,8 +363,12 @@ class TestWhatIsDamaged:
         reading = reading_of_run(run, store)
         contents = contents_of(reading)
         assert "could not be read" in reading.notes[0]
+        assert contents.status == "Answer lost"
         assert len(rows_of(contents)) > 5
         assert not contents.pieces
+        stopped = {"type": "stopped", "error": "interrupted", "message": ""}
+        rows = rows_of(contents_of(replace(reading, entries=[*reading.entries, stopped])))
+        assert [row["n"] for row in rows] == list(range(1, len(rows) + 1))
 
     def test_texts_that_are_gone_leave_the_quotes_of_the_citations(self, tmp_path):
         run, store = kept_run(tmp_path)
@@ -238,6 +378,29 @@ class TestWhatIsDamaged:
         assert contents.notes
         assert [source.cited for source in contents.sources] == [FACT, OTHER]
         assert all(source.note for source in contents.sources)
+
+    def test_many_texts_that_are_gone_are_looked_for_once_and_told_in_few_lines(self, tmp_path):
+        documents = [
+            Document(f"{FILLER * 8}{number}", metadata={"title": f"d{number}"})
+            for number in range(60)
+        ]
+        run, store = kept_run(tmp_path, oracle_reply([]), documents=documents)
+        for path in (store.root / "texts").iterdir():
+            path.write_text("something else")
+        entries = [
+            {**entry, "places_added": [[entry["document_index"], 0, 9], [0, 9, 20]]}
+            for entry in run.journal().entries()
+            if entry["type"] == "memory_updated"
+        ]
+        reading = replace(reading_of_run(run, store), entries=entries)
+        opened = []
+        true_open = store.open
+        store.open = lambda reference: opened.append(reference["title"]) or true_open(reference)
+        contents = contents_of(reading)
+        assert sorted(opened) == sorted(set(opened))
+        assert "d0" in contents.notes[0]
+        assert len(contents.notes) < 30
+        assert "more" in contents.notes[-1]
 
     def test_a_collection_that_is_gone_leaves_the_titles(self, tmp_path):
         run, store = kept_run(tmp_path)
@@ -274,6 +437,35 @@ def test_texts_of_any_size_leave_a_page_below_the_limit(tmp_path):
     row = rows_of(contents)[7]
     assert row["counts"] == [60, 60]
     assert "more lines" in row["removed"][-1]
+
+
+HEAVY = {
+    "control characters": {"lines_added": ["\x01" * 3_000] * 3},
+    "quotation marks": {"lines_added": ['"\\' * 2_000] * 3},
+    "plans": {"plan": "\x02" * 9_000},
+    "places": {"places_added": [[0, at, at + 900] for at in range(20)]},
+    "what was told": {},
+}
+
+
+@pytest.mark.parametrize("weight", HEAVY)
+def test_texts_of_any_kind_leave_a_page_below_the_limit(tmp_path, weight):
+    text = "\x03 中文字符测试" * 500
+    title = f"{'<' * 290}"
+    run, store = kept_run(tmp_path, oracle_reply([]), text=text, title=title)
+    entries = []
+    for step in range(600):
+        if weight == "what was told":
+            failed = {"type": "server_failed", "message": "é" * 600}
+            again = {"type": "retry", "step": step, "reason": "é" * 600}
+            entries += [failed, again] * 20
+        entries.append({**model_of(run), "step": step, **HEAVY[weight]})
+    reading = replace(reading_of_run(run, store), entries=entries)
+    page = report_page(reading)
+    assert len(page.encode()) < 17_000_000
+    contents = contents_of(reading)
+    assert contents.cut_note
+    assert len(rows_of(contents)) == 600
 
 
 def test_few_long_chunks_are_not_cut(tmp_path):
@@ -323,6 +515,14 @@ def test_wrapped_prose_flows_and_lines_of_a_log_stay(tmp_path):
     assert prose.replace("\n", " ") in source.after
 
 
+def test_places_that_are_drawn_as_one_are_counted_each(kept):
+    reading = reading_of_run(*kept)
+    entry = {**model_of(kept[0]), "places_added": [[0, at, at + 20] for at in range(100, 200, 10)]}
+    values = {**reading.values, "evidence": []}
+    (strip,) = contents_of(replace(reading, entries=[entry], values=values)).strips
+    assert (len(strip.noted), strip.places) == (1, 10)
+
+
 def test_many_documents_get_strips_where_something_was_noted(tmp_path):
     documents = [
         Document(FILLER * 8 + (FACT if number == 31 else ""), metadata={"title": f"d{number}"})
@@ -366,6 +566,30 @@ class TestAThread:
             "quotes that earlier questions of the thread found; nothing was read again",
         ) in (contents.facts)
         assert not contents.blocks
+
+    def test_a_question_that_has_just_begun_has_no_answer_of_the_one_before(self, tmp_path):
+        answer, is_away = oracle_reply(), False
+
+        def reply(messages):
+            return ModelUnavailableError("gone") if is_away else answer(messages)
+
+        agent, config, store = self.asked(tmp_path, QUESTION, reply=reply)
+        is_away = True
+        given = {"question": "Who sold it?", "documents": [Document(TEXT)]}
+        with pytest.raises(ModelUnavailableError):
+            agent.invoke(given, config)
+        reading = reading_of_thread(agent.get_state_history(config), store)
+        contents = contents_of(reading)
+        assert (reading.question, contents.status) == ("Who sold it?", "Not begun")
+        assert not contents.pieces
+        assert not contents.sources
+
+    def test_documents_that_are_not_stored_yet_leave_a_page(self, tmp_path):
+        agent, config, store = self.asked(tmp_path, QUESTION)
+        newest = next(iter(agent.get_state_history(config)))
+        values = {**newest.values, "documents": [{"page_content": "A text."}]}
+        begun = newest._replace(values=values, next=("decompose",))
+        assert "Not begun" in report_page(reading_of_thread([begun], store))
 
     def test_a_thread_without_a_reading_is_refused(self, tmp_path):
         agent, _, store = self.asked(tmp_path)

@@ -168,6 +168,29 @@ def test_the_answer_is_told_once_it_is_kept_and_only_then(journal):
     assert journal.entries()[1:] == [update(0), restored(1, 1), answered]
 
 
+def test_what_came_after_the_last_chunk_is_kept_with_the_answer(journal):
+    again = {"type": "retry", "step": 2, "attempt": 1, "reason": "the reply is empty"}
+    answered = {"type": "answered", "found": True, "is_quoted": False}
+    written = [update(0), update(1), again, answered]
+    for entry in written:
+        journal.append(entry)
+    journal.follow(state(2, answer="Ludo."))
+    assert journal.entries() == written
+    # The answer is not kept: it is asked for again.
+    journal.follow(state(2))
+    assert journal.entries() == [update(0), update(1)]
+
+
+def test_a_review_is_told_once_the_run_waits_for_it_no_more(journal):
+    reviewed = {"type": "reviewed", "action": "edit", "step": 1, "skipped": 0}
+    for entry in (update(0), reviewed):
+        journal.append(entry)
+    journal.follow(state(1))
+    assert journal.entries() == [update(0), reviewed]
+    journal.follow(state(1), is_paused=True)
+    assert journal.entries() == [update(0)]
+
+
 @pytest.mark.parametrize(
     "damage",
     [
