@@ -580,9 +580,10 @@ def _questions_of(name: str) -> BinaryIO:
             return file
         with file:
             return _copied(file)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # RuntimeError: "~nobody" has no home
+        reason = getattr(error, "strerror", None) or error
         raise SettingsError(
-            f"Reading the questions from {_named(name)}: {error.strerror or error}. Check the path."
+            f"Reading the questions from {_named(name)}: {reason}. Check the path."
         ) from error
 
 

@@ -143,6 +143,10 @@ def journal_lines(entry: Mapping[str, Any]) -> Iterator[str]:
         yield f"The journal was damaged; what was found is in {entry['moved_to']}."
     elif kind == "answered":
         yield "Answered." if entry["found"] else "Answered: not found."
+    elif kind == "reviewed":
+        yield f"{entry['step']}. reviewed: {entry['action']}"
+        yield from (f"   - {line}" for line in entry.get("lines_removed", []))
+        yield from (f"   + {line}" for line in entry.get("lines_added", []))
     elif kind == "stopped":
         yield f"Stopped: {entry['error']}" + (f": {entry['message']}" if entry["message"] else "")
     elif kind == "server_failed":

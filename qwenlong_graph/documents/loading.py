@@ -7,6 +7,7 @@ newline is translated, nothing is normalised, because the stored text is what ci
 from __future__ import annotations
 
 import codecs
+import contextlib
 import datetime
 import io
 import logging
@@ -304,7 +305,9 @@ def _load_path(
             "loader for it.",
             source=name,
         )
-    path = Path(source).expanduser()
+    path = Path(source)
+    with contextlib.suppress(RuntimeError):  # "~nobody/x": there is no such user's home
+        path = path.expanduser()
     if _is_directory(path):
         return _load_directory(path, store, on_skip)
     with _opened(path) as file:
@@ -329,8 +332,8 @@ def _opened(path: Path) -> BinaryIO:
         found = getattr(error, "strerror", None) or str(error)
         shown = str(path) if len(str(path)) <= 200 else str(path)[:200] + "..."
         raise DocumentNotFoundError(
-            f"Loading {shown!r}: {found}. Check the path and your right to read it; to pass text "
-            "itself, use Document(page_content=...).",
+            f"Loading {shown!r}: {found}. Check the path and your right to read it. (In "
+            "Python, text itself is passed as Document(page_content=...).)",
             source=shown,
         ) from error
 

@@ -170,7 +170,7 @@ class ReadingNodes:
             while True:
                 decided = self._decided(state, interrupt(request))
                 if not isinstance(decided, str):
-                    return self._told_decision(decided)
+                    return self._told_decision(state, decided)
                 request = {**request, "problem": decided}
 
         async def arun(state: MemoryState) -> Any:
@@ -178,7 +178,7 @@ class ReadingNodes:
             while True:
                 decided = await asyncio.to_thread(self._decided, state, interrupt(request))
                 if not isinstance(decided, str):
-                    return self._told_decision(decided)
+                    return self._told_decision(state, decided)
                 request = {**request, "problem": decided}
 
         return RunnableLambda(run, arun, name="review")
@@ -579,7 +579,9 @@ class ReadingNodes:
             for document in range(cursor["document"], last)
         ]
 
-    def _told_decision(self, decided: tuple[Decision, MemoryState, str]) -> Any:
+    def _told_decision(
+        self, before: MemoryState, decided: tuple[Decision, MemoryState, str]
+    ) -> Any:
         decision, state, onward = decided
         get_runtime().stream_writer(
             {
@@ -587,6 +589,7 @@ class ReadingNodes:
                 "action": decision.action,
                 "step": state["step"],
                 "skipped": len(state.get("skipped") or []),
+                **_lines_changed(before["memory"], state["memory"]),
             }
         )
         keys = ("memory", "plan", "evidence", "cursor", "skipped")
@@ -1069,12 +1072,18 @@ def _with(state: MemoryState, changes: dict[str, Any]) -> MemoryState:
 
 def _change(before: ReadingState, after: ReadingState) -> dict[str, Any]:
     """What a step changed: memory lines, and places ([document, start_char, end_char])."""
-    old, new = Counter(before["memory"].splitlines()), Counter(after["memory"].splitlines())
     held, places = ({place_of(piece) for piece in state["evidence"]} for state in (before, after))
+    return {
+        **_lines_changed(before["memory"], after["memory"]),
+        "places_added": [list(place) for place in sorted(places - held)],
+    }
+
+
+def _lines_changed(before: str, after: str) -> dict[str, list[str]]:
+    old, new = Counter(before.splitlines()), Counter(after.splitlines())
     return {
         "lines_added": list((new - old).elements()),
         "lines_removed": list((old - new).elements()),
-        "places_added": [list(place) for place in sorted(places - held)],
     }
 
 

@@ -345,6 +345,7 @@ _COUNTS = (
     "output_tokens",
     "reasoning_tokens",
 )
+_LINES = ("lines_added", "lines_removed")
 _TOLD = ("reason", "message", "error", "action", "moved_to")
 
 
@@ -360,7 +361,7 @@ def _whole(entry: Entry) -> Entry:
         case "memory_updated":
             start = count(entry.get("start_char")) or 0
             whole |= {name: count(entry.get(name)) for name in _COUNTS}
-            whole |= {name: texts(entry.get(name)) for name in ("lines_added", "lines_removed")}
+            whole |= {name: texts(entry.get(name)) for name in _LINES}
             whole |= {name: _text(entry.get(name)) for name in ("document", "reply", "plan")}
             whole |= {
                 "document_index": count(entry.get("document_index")),
@@ -374,6 +375,9 @@ def _whole(entry: Entry) -> Entry:
             whole |= {"first_step": min(first, whole["step"]), "memory": _text(entry.get("memory"))}
         case _:
             whole |= {name: _text(entry.get(name)) for name in _TOLD}
+            whole |= {
+                name: texts(entry.get(name)) or [] for name in ("lines_added", "lines_removed")
+            }
     return whole
 
 
@@ -427,7 +431,11 @@ def _told_of(entry: Entry, *, goes_on: bool) -> str:
             return f"The reading was interrupted here{', and went on later' if goes_on else ''}."
         return f"The reading stopped here: {entry['message'] or entry['error']}"
     if kind == "reviewed":
-        return f"A reviewer looked at the memory, and decided: {entry['action']}."
+        changed = [
+            *(f"\n− {line.removeprefix('- ')}" for line in entry["lines_removed"]),
+            *(f"\n+ {line.removeprefix('- ')}" for line in entry["lines_added"]),
+        ]
+        return f"A reviewer looked at the memory, and decided: {entry['action']}.{''.join(changed)}"
     if kind == "damaged":
         return f"The journal was damaged; what was found is in {entry['moved_to']}."
     return ""
@@ -778,12 +786,17 @@ def _source(number: int, citation: Mapping[str, Any], texts: _Texts, noted: _Not
         note = "What stands around it is not in the store any more."
     elif document is not None and texts.read(document, start, end) != citation["cited_text"]:
         note = "The stored text at this place is another one."
+    cited = citation["cited_text"]
+    before_cut, after_cut = _from_border(before or ""), _to_border(after or "")
+    # Of the same length: a line feed becomes a space.
+    shown = _flowing(f"{before_cut}{cited}{after_cut}")
+    first, last = len(before_cut), len(before_cut) + len(cited)
     return Source(
         number=number,
         where=", ".join(where),
-        before=_flowing(_from_border(before or "")),
-        cited=_flowing(citation["cited_text"]),
-        after=_flowing(_to_border(after or "")),
+        before=shown[:first],
+        cited=shown[first:last],
+        after=shown[last:],
         has_more_before=before is not None and start > CONTEXT_CHARS,
         has_more_after=after is not None and end + CONTEXT_CHARS < chars,
         step=None if document is None else noted.step_of(document, start, end),

@@ -34,7 +34,7 @@ def cannot_write(path: Path, error: Exception) -> RunError:
     reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
     return RunError(
         f"Keeping the run: {path} could not be written ({reason}). Free some space, or keep runs "
-        f"elsewhere with --data-dir or QWENLONG_GRAPH_DATA, or keep nothing with --ephemeral."
+        f"elsewhere with --data-dir or QWENLONG_GRAPH_DATA, or keep nothing with ask --ephemeral."
     )
 
 

@@ -67,7 +67,10 @@ class TestWithoutATerminal:
             edited = run("resume", "night", "--decide", "edit:memory.md")
             assert edited.returncode == 6  # the next pause
             shown = run("runs", "show", "night", "--json")
+            told = run("runs", "show", "night", "--journal").stdout
         assert "- Nobody paid." in json.loads(shown.stdout)["memory"]
+        assert "reviewed: edit" in told
+        assert "   + - Nobody paid." in told
 
     def test_chunks_are_passed_over(self, run, document):
         with llama_cpp(facts=[FACT]) as server:

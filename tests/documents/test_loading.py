@@ -352,7 +352,7 @@ def test_a_scanned_pdf(read):
         read("a.pdf", pdf([], []))
 
 
-@pytest.mark.parametrize("name", ["missing.txt", "x" * 5_000, "nul\0.txt"])
+@pytest.mark.parametrize("name", ["missing.txt", "x" * 5_000, "nul\0.txt", "~nobody-here/x.txt"])
 def test_a_path_that_is_none(store, name):
     with pytest.raises(DocumentNotFoundError, match="Check the path") as caught:
         load(name, store)

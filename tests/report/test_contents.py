@@ -305,7 +305,7 @@ class TestEntriesOfOtherHands:
                 restored,
                 {"type": "retry", "step": 0, "reason": "r"},
                 {"type": "stopped", "error": "e", "message": "m"},
-                {"type": "reviewed", "step": 0, "action": "edit"},
+                {"type": "reviewed", "step": 0, "action": "edit", "lines_added": ["a"]},
                 {"type": "damaged", "moved_to": "m"},
             )
             for key in entry
@@ -604,3 +604,25 @@ def test_the_page_is_one_file_that_asks_for_nothing(tmp_path):
     assert not re.search(r"""(src|href)=["'](?!#)""", page)
     assert "@import" not in page
     assert "url(" not in page
+
+
+def test_a_line_feed_beside_a_quote_flows_too(tmp_path):
+    fact = "the widow Hale paid 318,000 crowns for the bridge at Orrin"
+    text = f"{FILLER * 20}In that year\n{fact},\nand nobody thanked her. {FILLER * 20}"
+    run, store = kept_run(tmp_path, oracle_reply([fact]), text=text)
+    reading = reading_of_run(run, store)
+    start = text.index(fact)
+    cited = {**reading.values["citations"][0], "cited_text": fact, "start_char": start}
+    values = {**reading.values, "citations": [{**cited, "end_char": start + len(fact)}]}
+    (source,) = contents_of(replace(reading, values=values)).sources
+    assert source.before.endswith("In that year ")
+    assert source.after.startswith(", and nobody")
+
+
+def test_what_a_reviewer_edited_is_told(tmp_path):
+    run, store = kept_run(tmp_path)
+    edited = {"lines_added": ["- Nobody paid."], "lines_removed": [f"- {FACT}"]}
+    run.journal().append({"type": "reviewed", "action": "edit", "step": 99, **edited})
+    rows = rows_of(contents_of(reading_of_run(run, store)))
+    (told,) = rows[-1]["told"]
+    assert told.endswith(f"decided: edit.\n− {FACT}\n+ Nobody paid.")
