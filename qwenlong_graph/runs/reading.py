@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qwenlong_graph.errors import RunError
+from qwenlong_graph.errors import DocumentError, RunError, SetupError
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -93,11 +93,16 @@ async def read_kept(
 
 @contextlib.contextmanager
 def _stop_told(journal: Journal) -> Iterator[None]:
-    """Why a reading ends early goes to the journal, if it can still be written."""
+    """Why a reading ends early goes to the journal, if it can still be written.
+
+    One that cannot go on as asked, a document being gone or a setting another, leaves no trace.
+    """
     from langgraph.errors import GraphDrained
 
     try:
         yield
+    except (DocumentError, RunError, SetupError):
+        raise
     except BaseException as error:
         is_interrupted = isinstance(error, (GraphDrained, asyncio.CancelledError))
         with contextlib.suppress(RunError):

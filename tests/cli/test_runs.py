@@ -134,7 +134,7 @@ def test_the_journal_has_one_line_for_each_chunk(run, start, long_document, jour
     assert "winter" not in journal.read_text("utf-8")
     assert {key for entry in updates for key in entry} == {
         "type", "step", "steps", "document", "document_index", "start_char", "end_char", "reply",
-        "memory_tokens", "evidence_added", "evidence", "lines_added", "lines_removed",
+        "memory_tokens", "plan", "evidence_added", "evidence", "lines_added", "lines_removed",
         "places_added", "calls", "retries", "input_tokens", "output_tokens", "reasoning_tokens",
         "seconds",
     }  # fmt: skip
@@ -172,7 +172,8 @@ def test_a_journal_that_lost_lines_is_completed_from_the_checkpoint(
 ):
     with llama_cpp(facts=[FACT]) as server:
         interrupted(start, server, long_document, after=5)
-        lines = journal.read_text("utf-8").splitlines(keepends=True)
+        *lines, last = journal.read_text("utf-8").splitlines(keepends=True)
+        assert json.loads(last) == {"type": "stopped", "error": "interrupted", "message": ""}
         assert len(lines) > 2
         shown = json.loads(run("runs", "show", "night", "--json").stdout)
         if kept is None:
