@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, cast
 from qwenlong_graph.errors import SettingsError, StoredTextChangedError
 from qwenlong_graph.types import CollectionReference, DocumentReference
 
-__all__ = ["DocumentStore", "PageRange", "StoredText", "default_data_dir"]
+__all__ = ["DocumentStore", "PageRange", "StoredText", "default_data_dir", "make_private_directory"]
 
 BLOCK_BYTES = 1 << 20
 INDEX_CHARS = 1 << 16
@@ -53,6 +53,19 @@ def default_data_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_data_dir("qwenlong-graph", appauthor=False))
+
+
+def make_private_directory(path: Path) -> None:
+    """Makes `path` unless it is there: readable by its owner only, and ignored by git.
+
+    So a data directory inside a project is neither committed nor read as documents. One that is
+    there already is left as it is. Raises `OSError`.
+    """
+    if path.exists():
+        return
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.chmod(0o700)
+    (path / ".gitignore").write_text("*\n")
 
 
 class DocumentStore:
@@ -180,9 +193,7 @@ class DocumentStore:
         return digest.hexdigest(), size
 
     def _folder(self, kind: str) -> Path:
-        if not self.root.exists():
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.root.chmod(0o700)
+        make_private_directory(self.root)
         folder = self.root / kind
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from typing_extensions import TypedDict
 
+from qwenlong_graph.documents.store import make_private_directory
 from qwenlong_graph.errors import (
     RunError,
     RunFormatError,
@@ -302,8 +303,7 @@ class RunShelf:
         """A folder with the record in it, which appears whole or not at all."""
         path = self.root / record["run_id"]
         try:
-            if not self.root.is_dir():
-                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_directory(self.root)
             unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.root))
         except OSError as error:
             raise cannot_write(self.root, error) from error

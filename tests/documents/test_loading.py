@@ -431,6 +431,13 @@ def test_gitignore_files_are_respected_nested_ones_too(store, tmp_path, skipped)
     assert skipped == {}
 
 
+def test_a_store_inside_the_directory_that_is_read_is_no_document(tmp_path):
+    store = DocumentStore(tmp_path / "data" / "documents")
+    make_files(tmp_path, {"a.txt": "a", "data/b.txt": "b"})
+    for _ in range(2):
+        assert titles(load(tmp_path, store)) == ["a.txt", "data/b.txt"]
+
+
 def test_hidden_files_and_directories_are_left_out(store, tmp_path):
     make_files(tmp_path, {".git/config": "x", ".env": "KEY=1", "a.txt": "a"})
     assert titles(load(tmp_path, store)) == ["a.txt"]

@@ -31,6 +31,7 @@ def test_a_run_is_found_as_it_was_created_and_is_its_owners_only(shelf, create):
     assert shelf.find(run.run_id) == run
     assert run.record["titles"][-1] == "title 19"
     assert [shelf.root.stat().st_mode & 0o777, run.path.stat().st_mode & 0o777] == [0o700] * 2
+    assert (shelf.root / ".gitignore").read_text() == "*\n"
     assert [file.name for file in run.path.iterdir()] == ["run.json"]
     assert (run.path / "run.json").stat().st_mode & 0o777 == 0o600
 
@@ -125,7 +126,7 @@ def test_a_removed_run_leaves_nothing(shelf, create):
         shelf.remove(run)
     assert run.path.exists()
     shelf.remove(run)
-    assert list(shelf.root.iterdir()) == []
+    assert [path.name for path in shelf.root.iterdir()] == [".gitignore"]
     with pytest.raises(RunNotFoundError):
         shelf.remove(run)
 
@@ -138,7 +139,8 @@ def test_pruning_spares_young_locked_and_unreadable_runs_and_sweeps_up(shelf, cr
     assert shelf.prune(older_than_s=100, now=young) == []
     with locked.lock():
         assert shelf.prune(older_than_s=100, now=young + 100) == ["old"]
-    assert sorted(path.name for path in shelf.root.iterdir()) == ["damaged", "locked"]
+    left = sorted(path.name for path in shelf.root.iterdir())
+    assert left == [".gitignore", "damaged", "locked"]
 
 
 def test_a_run_from_the_future_is_kept(shelf, create):
@@ -194,7 +196,7 @@ def test_a_killed_creation_leaves_no_run_and_is_swept_up_later(shelf, create):
     assert shelf.prune(older_than_s=0, now=created(run) + 60) == ["night"]
     assert leftover.exists()
     shelf.prune(older_than_s=0, now=created(run) + 7_200)
-    assert list(shelf.root.iterdir()) == []
+    assert [path.name for path in shelf.root.iterdir()] == [".gitignore"]
 
 
 def test_an_empty_folder_of_that_name_is_no_run_and_in_nobodys_way(shelf, create):
