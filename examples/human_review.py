@@ -18,6 +18,7 @@ from typing import Any
 
 from _models import ADDRESS_1946, arguments, reader
 from _printing import heading, paragraph, quotes
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.types import Command
 
@@ -92,7 +93,7 @@ def main() -> None:
             review="memory",
             review_every=3,
         )
-        thread = {"configurable": {"thread_id": "1"}}
+        thread: RunnableConfig = {"configurable": {"thread_id": "1"}}
         heading("Asked")
         paragraph(QUESTION)
         out = agent.invoke({"question": QUESTION, "documents": [ADDRESS_1946]}, thread)
