@@ -27,8 +27,11 @@ help: ## List the targets
 ask: $(VENV)/.installed ## Ask the example document a question (QUESTION=... FILE=... MODEL=...)
 	@$(VENV)/bin/qwenlong-graph ask "$$QUESTION" "$$FILE" --model "$$MODEL"
 
+# Tests beside each other first; then those that need the machine to themselves.
 test: lint types $(if $(TORCH),$(VENV)/.installed-torch) ## Run the linter, the type checker and all tests (TORCH=torch)
-	@$(VENV)/bin/pytest
+	@failed=; $(VENV)/bin/pytest -m "not alone" --numprocesses auto --dist loadfile || failed=yes; \
+	$(VENV)/bin/pytest -m alone || failed=yes; \
+	test -z "$$failed"
 
 lint: $(VENV)/.installed-dev ## Check style and format
 	@$(VENV)/bin/ruff check .

@@ -157,6 +157,7 @@ def test_links_lead_somewhere(path):
                 assert (path.parent / target).exists(), f"{cell.id}: {target}"
 
 
+@pytest.mark.alone
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 @each_notebook

@@ -242,6 +242,7 @@ def test_python_blocks_pass_the_linter(blocks: list[Block]) -> None:
     assert lint([b for b in blocks if b.language == "python"]) == ""
 
 
+@pytest.mark.alone
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
@@ -265,6 +266,7 @@ def test_console_commands_are_run_or_known(block: Block) -> None:
             assert unknown_targets(command, makefile) == []
 
 
+@pytest.mark.alone
 @pytest.mark.end_to_end
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(

@@ -321,6 +321,7 @@ def read_to_end(terminal):
         pieces.append(piece)
 
 
+@pytest.mark.alone
 @pytest.mark.end_to_end
 class TestTheEmbeddedModel:
     """Slow: each runs a real model. They must not run beside another one on the same cores."""

@@ -20,7 +20,7 @@ from qwenlong_graph.testing.oracle import oracle
 EXAMPLE = Path(__file__).parents[2] / "examples" / "ray_batch.py"
 ROWS = {f"row-{number}" for number in range(6)}
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.alone, pytest.mark.end_to_end, pytest.mark.timeout(280)]
 pytest.importorskip("ray", reason="needs the extra ray")
 
 

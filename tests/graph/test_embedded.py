@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 
 from qwenlong_graph import create_memory_agent
 
-pytestmark = pytest.mark.end_to_end
+pytestmark = [pytest.mark.alone, pytest.mark.end_to_end]
 
 MESSAGE = Path(__file__).parents[2] / "examples" / "data" / "state-of-the-union-1946.txt"
 PLANTED = "Margaret Ellison keeps exactly forty-two beehives behind the old mill of Aldbury."

@@ -16,7 +16,7 @@ from qwenlong_graph import ReadingSettings, connect, create_memory_agent
 from qwenlong_graph.models.calls import ask
 from tests.graph.test_embedded import MESSAGE, PLANTED, QUESTION
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 WINDOW = 4_096
 SETTINGS = ReadingSettings(

@@ -20,7 +20,7 @@ REASON = "needs the extra transformers (torch and accelerate), which is not inst
 torch = pytest.importorskip("torch", reason=REASON)
 pytest.importorskip("accelerate", reason=REASON)
 
-pytestmark = pytest.mark.contract
+pytestmark = [pytest.mark.alone, pytest.mark.contract]
 
 HELLO = [{"role": "user", "content": "Hello."}]
 WINDOW = 512

@@ -43,6 +43,7 @@ def parameters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, A
         lease.release()
 
 
+@pytest.mark.alone
 @pytest.mark.end_to_end
 class TestChatTGIWithAModel(ChatModelIntegrationTests):
     @pytest.fixture(autouse=True)

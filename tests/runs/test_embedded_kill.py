@@ -16,7 +16,7 @@ import pytest
 
 from qwenlong_graph.runs.directory import RunShelf
 
-pytestmark = [pytest.mark.end_to_end, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.alone, pytest.mark.end_to_end, pytest.mark.timeout(600)]
 
 MESSAGE = Path(__file__).parents[2] / "examples" / "data" / "state-of-the-union-1946.txt"
 PLANTED = "Margaret Ellison keeps exactly forty-two beehives behind the old mill of Aldbury."

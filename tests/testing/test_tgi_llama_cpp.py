@@ -167,6 +167,7 @@ def upstream(embedded_model):
     lease.release()
 
 
+@pytest.mark.alone
 @pytest.mark.end_to_end
 class TestTheEmbeddedModel:
     def double(self, upstream, **options):
