@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 
 import pytest
@@ -52,8 +53,17 @@ def hugging_face(url, *, streaming):
     return connect(chat, window=8_192, count_tokens=len)
 
 
-# huggingface_hub says so where a stream of its async client was not read to the end.
+@pytest.fixture
+def _clients_collected():
+    """Those of the test, at its end: not in another test, which would be told of what they left."""
+    yield
+    gc.collect()
+
+
+# huggingface_hub leaves the connection open where a stream was not read to the end, and says so.
 @pytest.mark.filterwarnings("ignore:Deleting 'AsyncInferenceClient' client but some sessions")
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.usefixtures("_clients_collected")
 @LENGTHS
 @pytest.mark.parametrize("streaming", [False, True])
 class TestChatHuggingFace:
